@@ -24,9 +24,15 @@ from tests.support import lerobot_writer as writer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
+# Datasets of `lab` that the hub does not give. It takes no wrong token, not even for what needs none.
+REFUSED = {
+    "gated": (403, {"X-Error-Code": "GatedRepo"}),
+    "public": (401, {"X-Error-Message": "Invalid credentials in Authorization header"}),
+}
+
 
 class Hub(BaseHTTPRequestHandler):
-    """One dataset `lab/robot` with one commit, reachable as `main` and `v1`; `lab/gated` needs a login."""
+    """One dataset `lab/robot` with one commit, reachable as `main` and `v1`."""
 
     root: Path
     # Files that end in the middle at the first try.
@@ -40,8 +46,10 @@ class Hub(BaseHTTPRequestHandler):
 
     def _answer(self, *, body: bool) -> None:
         path = self.path.split("?")[0]
-        if path.startswith("/api/datasets/lab/gated") or path.startswith("/datasets/lab/gated"):
-            return self._send(403, b"{}", {"X-Error-Code": "GatedRepo"}, body=body)
+        refused = next((name for name in REFUSED if f"/datasets/lab/{name}" in path), None)
+        if refused is not None:
+            status, headers = REFUSED[refused]
+            return self._send(status, b"{}", headers, body=body)
         if not path.startswith(("/api/datasets/lab/robot/", "/datasets/lab/robot/")):
             return self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"}, body=body)
         if path.startswith("/api/"):
@@ -195,7 +203,12 @@ def test_a_download_that_breaks_off_is_completed(hub: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("dataset", "code"),
-    [("lab/robot@v9", "hub-revision-missing"), ("lab/nothing", "hub-not-found"), ("lab/gated", "hub-login")],
+    [
+        ("lab/robot@v9", "hub-revision-missing"),
+        ("lab/nothing", "hub-not-found"),
+        ("lab/gated", "hub-login"),
+        ("lab/public", "hub-token"),
+    ],
 )
 def test_what_the_hub_does_not_give_is_named(hub: str, tmp_path: Path, dataset: str, code: str) -> None:
     assert _ask(hub, tmp_path / "cache", f"data.dataset={dataset}") == code

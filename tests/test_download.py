@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from email.message import Message
 from pathlib import Path
@@ -14,7 +15,7 @@ from harness.download import cache as download
 from harness.download import transfer
 from harness.download.cache import fetch_file, fetch_tree
 from harness.errors import HarnessError
-from tests.support.file_server import BLOB, FILES, TREE, server
+from tests.support.file_server import BLOB, FILES, TREE, server, without_waiting
 
 __all__ = ["server"]
 
@@ -80,14 +81,21 @@ def test_truncated_download_is_an_error_and_the_next_call_resumes(server, tmp_pa
     assert server.requests[0][1] == "bytes=400000-"
 
 
-@pytest.mark.parametrize("ranges", [True, False])
-def test_a_file_that_changed_since_is_fetched_anew(server, tmp_path, ranges):
+@pytest.mark.parametrize(
+    ("ranges", "weak"), [(True, False), (False, False), ("of any version", False), ("of any version", True)]
+)
+def test_a_file_that_changed_since_is_fetched_anew(server, tmp_path, ranges, weak):
     server.files["w.bin"] = BLOB
+    server.any_version = ranges == "of any version"
+    if weak:
+        server.headers["w.bin"] = {"ETag": 'W/"1"'}
     server.cut_after["w.bin"], server.always_cut = 100_000, True
     with pytest.raises(HarnessError):
         fetch_file(f"{server.url}/w.bin", cache=tmp_path)
     server.cut_after, server.always_cut, server.ranges = {}, False, ranges
     server.files["w.bin"] = BLOB[::-1]
+    if weak:
+        server.headers["w.bin"] = {"ETag": 'W/"2"'}
     assert fetch_file(f"{server.url}/w.bin", cache=tmp_path).path.read_bytes() == BLOB[::-1]
 
 
@@ -145,7 +153,7 @@ def test_a_cache_that_is_a_link_to_nothing(server, tmp_path):
 
 
 def test_unreachable(tmp_path, monkeypatch):
-    monkeypatch.setattr(transfer.time, "sleep", lambda _: None)
+    without_waiting(monkeypatch)
     with pytest.raises(HarnessError) as caught:
         fetch_file("http://127.0.0.1:9/w.bin", cache=tmp_path)
     assert caught.value.code == "download-unreachable"
@@ -205,7 +213,6 @@ def test_a_disk_that_has_become_too_small_keeps_what_came(server, tmp_path, monk
 
 def test_a_line_that_often_breaks_brings_a_large_file_in_pieces(server, tmp_path, monkeypatch):
     monkeypatch.setattr(transfer, "_PROGRESS_BYTES", 50_000)
-    monkeypatch.setattr(transfer.time, "sleep", lambda _: None)
     server.files["w.bin"] = BLOB
     server.cut_after["w.bin"], server.always_cut = len(BLOB) // 9, True
     assert fetch_file(f"{server.url}/w.bin", cache=tmp_path).path.read_bytes() == BLOB
@@ -308,12 +315,15 @@ def test_listed_names_do_not_lead_out_of_the_directory(server, tmp_path, name):
     assert caught.value.code == "download-no-listing"
 
 
-def test_calls_at_the_same_time_download_once(server, tmp_path):
+def test_calls_at_the_same_time_download_once(server, tmp_path, caplog):
     server.files |= TREE
+    server.silent.add("storage/v1/b/bucket/o")
+    threading.Timer(0.2, server.ended.set).start()
     with ThreadPoolExecutor(4) as pool:
         trees = list(pool.map(lambda _: fetch_tree("gs://bucket/ck/params", cache=tmp_path), range(4)))
     assert all(tree == trees[0] for tree in trees)
     assert sum("abc" in path for path, _ in server.requests) == 1
+    assert "waiting for another process" in caplog.text
 
 
 def test_a_file_that_was_damaged_in_the_cache_is_fetched_again(server, tmp_path):

@@ -17,7 +17,7 @@ from harness.download import listing, transfer
 from harness.download.cache import fetch_file, fetch_tree, kept_tree
 from harness.download.listing import _LINK, list_tree
 from harness.errors import HarnessError
-from tests.support.file_server import FILES, TREE, Server, server
+from tests.support.file_server import FILES, TREE, Server, server, without_waiting
 
 __all__ = ["server"]
 
@@ -58,6 +58,7 @@ ADDRESSES += [
     " https://host/a",
     "https://host/a\x1b[2J",
     "https://host/" + "a/" * 3000,
+    "https://me:secret@host/a.bin",
 ]
 
 
@@ -306,7 +307,7 @@ def test_the_fix_names_the_key_that_a_local_copy_is_given_by(
 
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "127.0.0.1:9")
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
-    monkeypatch.setattr(transfer.time, "sleep", lambda _: None)
+    without_waiting(monkeypatch)
     load_recipe("pi05_libero")
     with pytest.raises(HarnessError) as caught:
         tokenizer_path("paligemma")

@@ -126,7 +126,12 @@ def test_it_stops_an_evaluation_that_is_lower_long_before_its_end(tmp_path: Path
     assert found.sequential.stopped_at is not None
     assert found.sequential.stopped_at < 400
     assert "wrong with probability 0.05 at most" in found.reason
-    assert ours.read(Evaluation) == found
+    assert ours.read(Evaluation) == found == judge(ours, theirs, sequential=True)
+    for sequential, says in ((False, "with --sequential"), (False, "with --sequential"), (True, "without")):
+        assert f"given here before, {says}" in judge(ours, theirs, sequential=sequential).notes[-1]
+    more = driven(tmp_path / "more", of, all_of_it)
+    more.write(judge(driven(tmp_path / "few", of, begun), theirs))
+    assert "given here before, of other episodes" in judge(more, theirs).notes[-1]
 
 
 def test_more_episodes_go_on_with_the_test_that_has_stopped(tmp_path: Path) -> None:

@@ -96,6 +96,20 @@ def test_a_full_disk_in_the_middle_of_a_video_costs_the_video_alone(
     assert any("[disk-full]" in each and "outcome is recorded" in each for each in console.warned)
 
 
+def test_an_encoder_that_fails_costs_the_videos_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_encoder(*_: object, **__: object) -> None:
+        raise av.codec.codec.UnknownCodecError("libx264")
+
+    monkeypatch.setattr(av, "open", no_encoder)
+    console, out = Told(), tmp_path / "a"
+    with policy() as server:
+        found = evaluated(out, server=server, videos="all", episodes=1, console=console)
+    assert (found.all.measured, found.all.errors, names(out)) == (3, 0, [])
+    assert any("[video-not-encoded]" in each and "libx264" in each for each in console.warned)
+
+
 def test_a_full_disk_that_takes_no_line_ends_the_evaluation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -158,6 +158,11 @@ def after(answers: int, then: Callable[[dict[str, Any], int], Any]) -> Callable[
     return lambda seen, number: (then if number >= answers else actions_of)(seen, number)
 
 
+TRACEBACK = "\n".join(
+    ["Traceback (most recent call last):", *["  File x"] * 200, "KeyError: has 7 dimensions"]
+)
+
+
 @pytest.mark.parametrize(
     ("answer", "code"),
     [
@@ -169,15 +174,29 @@ def after(answers: int, then: Callable[[dict[str, Any], int], Any]) -> Callable[
         (lambda *_: {"actions": [[1.0], [1.0, 2.0]]}, "policy-without-actions"),
         (lambda *_: {"actions": "up"}, "policy-without-actions"),
         (lambda *_: "[observation-invalid] the state has 7 dimensions", "server-refused"),
+        # openpi's server sends a traceback, of which the last line says what it was.
+        (lambda *_: TRACEBACK, "server-refused"),
         (lambda *_: None, "server-gone"),
     ],
-    ids=["nan", "6 dimensions", "4 actions", "flat", "no actions", "ragged", "text", "refused", "closed"],
+    ids=[
+        "nan",
+        "6 dimensions",
+        "4 actions",
+        "flat",
+        "no actions",
+        "ragged",
+        "text",
+        "refused",
+        "traceback",
+        "closed",
+    ],
 )
 def test_a_wrong_policy_is_named_before_any_episode(tmp_path: Path, answer: Any, code: str) -> None:
     with policy(answer) as server, pytest.raises(HarnessError) as caught:
         evaluated(tmp_path / "a", server=server)
     assert caught.value.code == code
     assert caught.value.fix
+    assert ("has 7 dimensions" in str(caught.value.got)) == (code == "server-refused")
     assert not (tmp_path / "a" / EPISODES).exists()
 
 

@@ -163,6 +163,11 @@ def test_pings_health_and_others_are_answered_during_a_slow_call() -> None:
         slow.send(pack(libero()))
         began = time.monotonic()
         assert get(running, "/healthz")[:2] == (200, "OK\n")
+        with socket.create_connection(("127.0.0.1", running.port), timeout=10) as asked:
+            asked.sendall(b"HEAD /healthz HTTP/1.1\r\nHost: robot\r\n\r\n")
+            head = asked.makefile("rb").read()
+        assert head.startswith(b"HTTP/1.1 200 ")
+        assert head.endswith(b"\r\n\r\n")
         with raw(running) as other:
             other.recv()
         assert time.monotonic() - began < 3.0

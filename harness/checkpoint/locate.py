@@ -9,7 +9,7 @@ from harness.checkpoint.inspect import inspect
 from harness.checkpoint.pytorch import WEIGHTS_FILE, step_of, weights_location
 from harness.checkpoint.scan import find
 from harness.download.cache import fetch_tree, is_remote
-from harness.download.transfer import Progress
+from harness.download.meter import Progress
 from harness.errors import HarnessError
 from harness.received.consent import Named
 from harness.received.files import ARTIFACT_BYTES, there

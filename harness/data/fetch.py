@@ -33,6 +33,7 @@ _UNWRITABLE = (
     errno.ENOENT,
     errno.ENOTDIR,
 )
+_UNAUTHORIZED = 401
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -57,8 +58,8 @@ def resolve(data: Data) -> Resolved:
     unless the user has consented (`harness.received.consent`).
 
     Raises: HarnessError "dataset-not-found", "hub-unreachable", "hub-not-found", "hub-login",
-    "hub-revision-missing", "revision-needs-hub", "revision-invalid", "not-a-dataset", "not-writable",
-    "offline" or "fetch-not-asked".
+    "hub-token", "hub-revision-missing", "revision-needs-hub", "revision-invalid", "not-a-dataset",
+    "not-writable", "offline" or "fetch-not-asked".
     """
     path = sample_dataset_path() if data.dataset == "sample" else Path(os.path.expanduser(data.dataset))
     if data.dataset and os.path.isdir(path):
@@ -185,6 +186,8 @@ def _download(hub_id: str, revision: str | None) -> Path:
             ),
         ) from error
     except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, errors.OfflineModeIsEnabled) as error:
+        if getattr(getattr(error, "response", None), "status_code", None) == _UNAUTHORIZED:
+            raise _token_refused(hub_id) from error
         raise _unreachable(hub_id, revision, error) from error
     except OSError as error:
         if error.errno in _UNWRITABLE:
@@ -199,6 +202,17 @@ def _download(hub_id: str, revision: str | None) -> Path:
     # The HTTP client's own errors (name resolution, refused, timed out) share no base with the hub's.
     except Exception as error:
         raise _unreachable(hub_id, revision, error) from error
+
+
+def _token_refused(hub_id: str) -> HarnessError:
+    return HarnessError(
+        "hub-token",
+        f"the hub refuses the token that is sent for {hub_id}: it has expired, or is mistyped",
+        got="HTTP 401",
+        need="a valid token, or none for a public dataset",
+        fix="unset HF_TOKEN and, if there is one, remove the file HF_HOME/token (~/.cache/huggingface/token);"
+        " or set HF_TOKEN to a new token",
+    )
 
 
 def _unreachable(hub_id: str, revision: str | None, error: Any) -> HarnessError:

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -28,7 +28,8 @@ from harness.download.entry import (
     write_error,
 )
 from harness.download.listing import LOCAL, RemoteFile, list_tree, object_url
-from harness.download.transfer import Meter, Progress, corrupt, fetch_one, missing, read_page
+from harness.download.meter import Meter, Progress
+from harness.download.transfer import corrupt, fetch_one, missing, read_page
 from harness.download.web import check_address
 from harness.errors import HarnessError
 from harness.received import consent
@@ -231,8 +232,13 @@ def _fetch_all(
             file.path: pool.submit(fetch_one, file, part / file.path, source, meter) for file in remote
         }
         try:
+            # The first failure ends the others: a large file may need hours more.
+            ended, _ = wait(futures.values(), return_when=FIRST_EXCEPTION)
+            for future in ended:
+                future.result()
             return {path: future.result() for path, future in futures.items()}
         except BaseException as error:
+            meter.stop()
             pool.shutdown(wait=True, cancel_futures=True)
             if not isinstance(error, OSError):
                 raise

@@ -15,6 +15,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -74,11 +75,20 @@ def _locked(entry: Path) -> TextIO:
                 raise
             continue
         lock = os.fdopen(descriptor, "w")
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        _wait_for(lock, entry)
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(lock.fileno()), (entry / _LOCK).lstat()):
                 return lock
         lock.close()
+
+
+def _wait_for(lock: TextIO, entry: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        # Without a handler, logging writes a warning's bare text to stderr.
+        logging.getLogger(__name__).warning("waiting for another process, which downloads into %s", entry)
+        fcntl.flock(lock, fcntl.LOCK_EX)
 
 
 def _remove_empty(entry: Path) -> None:

@@ -5,23 +5,23 @@ from __future__ import annotations
 import base64
 import errno
 import hashlib
-import re
+import os
 import shutil
 import ssl
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from urllib.error import HTTPError, URLError
 
+from harness.download.answer import check_no_page, check_plain, version_of
 from harness.download.listing import LOCAL, PART_SUFFIX, TAG_SUFFIX, RemoteFile, no_listing
+from harness.download.meter import Meter
 from harness.download.web import open_url
 from harness.errors import HarnessError
+from harness.received.text import one_line
 from harness.run.directory import sha256_file
 from harness.units import GIB, KIB, MIB, format_bytes
-
-Progress = Callable[[int, int], None]
 
 _BLOCK_BYTES = MIB
 _TIMEOUT_S = 60
@@ -40,25 +40,15 @@ _LEAVE_FREE_BYTES = 256 * MIB
 # A transfer slower than this many bytes in this many seconds counts as stalled.
 _STALL_S = 600
 _STALL_BYTES = 64 * KIB
-_TAG = re.compile(r'"[!#-~]{0,256}"')
-
-
-class Meter:
-    """Sums the received bytes of all files, for the progress callback."""
-
-    def __init__(self, remote: list[RemoteFile], progress: Progress | None) -> None:
-        self._lock = threading.Lock()
-        self._progress = progress
-        self._have: dict[str, int] = {}
-        self._sizes = {file.path: file.bytes or 0 for file in remote}
-
-    def update(self, path: str, have: int, size: int | None = None) -> None:
-        with self._lock:
-            self._have[path] = have
-            self._sizes[path] = size or self._sizes[path]
-            if self._progress is not None:
-                done = sum(self._have.values())
-                self._progress(done, max(done, sum(self._sizes.values())))
+# What a system says when the network itself has gone: a Wi-Fi that changed, a tunnel that ended.
+_NETWORK = (
+    errno.ENETDOWN,
+    errno.ENETUNREACH,
+    errno.ENETRESET,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.ENOTCONN,
+)
 
 
 def fetch_one(file: RemoteFile, target: Path, source: str, meter: Meter) -> tuple[int, str]:
@@ -70,11 +60,15 @@ def fetch_one(file: RemoteFile, target: Path, source: str, meter: Meter) -> tupl
     last: Exception | None = None
     attempt, most = 0, _size(part)
     while attempt < _ATTEMPTS:
-        if attempt:
-            time.sleep(_wait_s(attempt, last))
+        meter.wait(_wait_s(attempt, last) if attempt else 0)
         try:
             size, expected = _append(file, part, source, meter)
         except (HTTPException, URLError, ConnectionError, TimeoutError, ssl.SSLError) as error:
+            last = error
+        except OSError as error:
+            # A network that goes away is a plain OSError, as a full disk is.
+            if error.errno not in _NETWORK:
+                raise
             last = error
         else:
             if size == expected:
@@ -114,8 +108,10 @@ def _append(file: RemoteFile, part: Path, source: str, meter: Meter) -> tuple[in
         return have, have
     tag_file = part.with_name(part.name + TAG_SUFFIX)
     headers = {"Range": f"bytes={have}-"} if have else {}
-    if have and tag_file.exists():
-        headers["If-Range"] = tag_file.read_text()
+    tag = tag_file.read_text() if have and tag_file.exists() else ""
+    # A weak tag is none that a server may go by.
+    if tag and not tag.startswith("W/"):
+        headers["If-Range"] = tag
     try:
         response = _open(file.url, source, headers)
     except HTTPError as error:
@@ -126,20 +122,23 @@ def _append(file: RemoteFile, part: Path, source: str, meter: Meter) -> tuple[in
             return have, have
         part.unlink()
         return 0, -1
-    with response:
-        if response.status == 206 and not response.headers.get("Content-Range", "").startswith(
-            f"bytes {have}-"
+    with response, meter.reading(response):
+        told = version_of(response)
+        if response.status == 206 and (
+            not response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+            or (tag and told and tag != told)
         ):
-            # The server sent another range than requested.
+            # The server sent another range than requested, or one of a file that has changed since.
             part.unlink(missing_ok=True)
             return 0, -1
+        if response.status not in (200, 206):
+            raise HTTPException(f"HTTP {response.status}, which brings no file")
+        check_no_page(file, response)
         have = have if response.status == 206 else 0
         expected = file.bytes if file.bytes is not None else _told_bytes(response, have)
         if expected is not None and expected - have > shutil.disk_usage(part.parent).free:
             raise OSError(errno.ENOSPC, f"{format_bytes(expected)} do not fit")
-        tag = response.headers.get("ETag", "")
-        if _TAG.fullmatch(tag):
-            tag_file.write_text(tag)
+        tag_file.write_text(told)
         with part.open("ab" if have else "wb") as out:
             for block in _blocks(response):
                 have += len(block)
@@ -196,13 +195,18 @@ def _verified(file: RemoteFile, part: Path, target: Path, source: str) -> tuple[
             part.unlink()
             raise corrupt(f"{source} ({file.path})", str(got), need)
     part.with_name(part.name + TAG_SUFFIX).unlink(missing_ok=True)
+    # Later only the size is looked at, and a power cut may leave a file of that size without its bytes.
+    with part.open("rb") as data:
+        os.fsync(data.fileno())
     part.rename(target)
     return target.stat().st_size, digest
 
 
 def _open(url: str, source: str, headers: dict[str, str]) -> HTTPResponse:
     try:
-        return open_url(url, headers, timeout_s=_TIMEOUT_S)
+        response = open_url(url, headers, timeout_s=_TIMEOUT_S)
+        check_plain(response, url)
+        return response
     except HTTPError as error:
         error.close()
         if error.code in (401, 403):
@@ -266,9 +270,20 @@ def missing(source: str) -> HarnessError:
 
 
 def _unreachable(url: str, error: BaseException | None) -> HarnessError:
+    if isinstance(getattr(error, "reason", error), ssl.SSLCertVerificationError):
+        return HarnessError(
+            "download-certificate",
+            f"the certificate of {url} is not one that this machine trusts",
+            got=one_line(str(getattr(error, "reason", error)))[:300],
+            need="a certificate of an authority that is known here, and a clock that is right",
+            fix=(
+                "for a proxy or mirror with an authority of its own: SSL_CERT_FILE=FILE.pem with its"
+                f" certificate; or copy the files by hand and {LOCAL}"
+            ),
+        )
     return HarnessError(
         "download-unreachable",
-        f"cannot reach {url}: {error}",
+        f"cannot reach {url}: {one_line(str(error))}",
         need="a network connection (a proxy is taken from HTTPS_PROXY)",
         fix=f"check the network and try again, or copy the files by hand and {LOCAL}",
     )

@@ -169,6 +169,7 @@ def _why_no_address(source: str) -> str | None:
         return str(error)
     refusals = (
         (not host or "\\" in parts.netloc, "it names no host"),
+        ("@" in parts.netloc, "it has a user name before the host, and none is ever sent"),
         (
             any(part in (".", "..") for part in unquote(parts.path).split("/")),
             "a part of its path is '.' or '..'",

@@ -16,6 +16,7 @@ from harness.evaluate.record import Recorded, read_recorded
 from harness.evaluate.verdict import MARGIN
 from harness.evaluate.weigh import Side, doubted, in_order, weigh
 from harness.evaluate.why import of_claimed, of_policy, why
+from harness.received.files import UnsafeFile
 from harness.run.directory import RunDir, sha256_json
 
 INTERVAL = (
@@ -48,8 +49,37 @@ def judge(
     if sequential:
         _check_sequential(ours, theirs)
     evaluation = evaluation_of(ours, theirs, margin=margin, sequential=sequential)
+    if said := _looked_before(directory, evaluation):
+        evaluation = evaluation.model_copy(update={"notes": [*evaluation.notes, said]})
     directory.write(evaluation)
     return evaluation
+
+
+_AGAIN = "a verdict against the same was given here before, "
+
+
+def _looked_before(directory: RunDir, now: Evaluation) -> str | None:
+    """What a verdict that is not the first must say: only one test may be looked at again and again."""
+    try:
+        before = directory.read(Evaluation)
+    except (HarnessError, UnsafeFile):
+        return None
+    if before is None or now.against is None or before.against is None or not before.verdict:
+        return None
+    if (before.against.kind, before.against.name) != (now.against.kind, now.against.name):
+        return None
+    tests = sum(each.sequential is not None for each in (before, now))
+    if tests == 1:
+        return (
+            f"{_AGAIN}{'without' if now.sequential else 'with'} --sequential: the two tests together err more"
+            " often than either says"
+        )
+    if tests == 0 and before.episodes_sha256 != now.episodes_sha256:
+        return (
+            f"{_AGAIN}of other episodes: to look at a growing number until a verdict pleases errs more often"
+            " than it says; --sequential is for that"
+        )
+    return next((note for note in before.notes if note.startswith(_AGAIN)), None)
 
 
 def check_margin(margin: float) -> None:

@@ -189,8 +189,8 @@ class Pool:
                 self.lost_videos += 1
                 if self.lost_videos == 1:
                     self._means.warn(
-                        f"the video of {episode.key} was not kept [{error.code}]: {error.what}; its outcome"
-                        " is recorded"
+                        f"the video of {episode.key} was not kept [{error.code}]: {error.what}"
+                        f"{f' ({error.got})' if error.got else ''}; its outcome is recorded; fix: {error.fix}"
                     )
 
     def _forget_dead(self, worker: int, error: HarnessError) -> int:

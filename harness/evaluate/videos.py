@@ -14,6 +14,8 @@ from typing import Any, Literal
 import numpy as np
 
 from harness.artifacts.episodes import Key, Outcome
+from harness.errors import HarnessError
+from harness.received.text import one_line
 from harness.run.directory import write_atomic
 
 VIDEOS = "videos"
@@ -33,24 +35,46 @@ class Video:
         self._stream: Any = None
         self._frames = 0
         self._last: np.ndarray | None = None
+        self._failed: Exception | None = None
 
     def add(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Adds the pictures of a query, uint8 [height, width, 3] each."""
-        picture = np.concatenate([arrays["image"], arrays["wrist_image"]], axis=1)
-        self._encode(picture)
+        """Adds the pictures of a query, uint8 [height, width, 3] each.
+
+        An encoder that fails costs the video, of which `write` then tells, and not the episode.
+        """
+        if self._failed is not None:
+            return
+        try:
+            picture = np.concatenate([arrays["image"], arrays["wrist_image"]], axis=1)
+            self._encode(picture)
+        except Exception as error:
+            self._failed = error
+            return
         self._last = picture
 
     def write(self, directory: Path, key: Key, outcome: Outcome) -> Path | None:
         """Writes `directory`/videos/NAME.mp4; None without any picture.
 
-        Raises: HarnessError "disk-full", "not-writable"; UnsafeFile.
+        Raises: HarnessError "video-not-encoded", "disk-full", "not-writable"; UnsafeFile.
         """
-        if self._last is None:
+        if self._failed is None and self._last is None:
             return None
-        for _ in range(_LAST):
-            self._encode(self._last)
-        self._container.mux(self._stream.encode())
-        self._container.close()
+        try:
+            if self._failed is not None:
+                raise self._failed
+            assert self._last is not None
+            for _ in range(_LAST):
+                self._encode(self._last)
+            self._container.mux(self._stream.encode())
+            self._container.close()
+        except Exception as error:
+            raise HarnessError(
+                "video-not-encoded",
+                "the encoder of videos failed",
+                got=one_line(f"{type(error).__name__}: {error}")[:300],
+                need="PyAV with the encoder libx264",
+                fix="--videos none, if none are needed; or the environment of the lock: ci/local evaluate",
+            ) from error
         path = directory / VIDEOS / name_of(key, outcome)
         write_atomic(path, self._file.getvalue(), root=directory)
         return path

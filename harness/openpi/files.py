@@ -25,7 +25,7 @@ from harness.data.pace import WORKERS, workers_from_environment
 from harness.data.stats import to_openpi_json
 from harness.data.tokenizer import load_tokenizer, tokenizer_path
 from harness.download.cache import WEIGHTS, fetch_tree, is_remote
-from harness.download.transfer import Progress
+from harness.download.meter import Progress
 from harness.errors import HarnessError
 from harness.openpi.job import OF_THE_RUN, job_of
 from harness.received.files import check_stays

@@ -15,6 +15,9 @@ from harness.errors import HarnessError
 from harness.serve.access import SCHEME
 from harness.serve.wire import pack, unpack
 
+# More of a server's text is not looked at.
+_MOST_TEXT = 20_000
+
 
 class Client:
     """A connection to a server, ours or openpi's. `metadata` is what the server said first.
@@ -85,7 +88,7 @@ class Client:
             raise HarnessError(
                 "server-refused",
                 "the server refused the request",
-                got=frame[:500],
+                got=_said(frame),
                 need="actions",
                 fix="send what the server's sentence asks for",
             )
@@ -99,3 +102,9 @@ class Client:
                 fix="connect to a server of openpi's protocol, such as harness serve STEP",
             )
         return found
+
+
+def _said(text: str) -> str:
+    """A server's text. openpi's own sends a whole traceback, of which the end says what it was."""
+    lines = [line.strip() for line in text[-_MOST_TEXT:].splitlines() if line.strip()]
+    return lines[-1][:500] if text.startswith("Traceback ") and lines else text[:500]

@@ -128,6 +128,14 @@ class Server:
 
     def _handshake(self, connection: ServerConnection, request: Request) -> Response | None:
         """What is answered instead of a websocket: health, metrics, or why the client is not let in."""
+        response = self._instead(connection, request)
+        # Of websockets 16, which knows no other method, a request has no `method`.
+        if response is not None and getattr(request, "method", "GET") == "HEAD":
+            # Its headers alone, which say how long the body were.
+            response.body = b""
+        return response
+
+    def _instead(self, connection: ServerConnection, request: Request) -> Response | None:
         path = request.path.partition("?")[0]
         if path == HEALTH:
             return connection.respond(http.HTTPStatus.OK, "OK\n")

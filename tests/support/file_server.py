@@ -10,6 +10,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pytest
 
 from harness.download import transfer
+from harness.download.meter import Meter
 
 BLOB = bytes(range(256)) * 4096
 
@@ -26,6 +27,12 @@ class Server:
         self.ranges = True
         self.index_pages = True
         self.wrong_md5 = False
+        # Of a file: more headers, and whether its ranges are sent whatever version is asked for.
+        self.headers = {}
+        self.any_version = False
+        # Files of which nothing comes after the headers until `ended`.
+        self.silent = set()
+        self.ended = threading.Event()
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -58,8 +65,8 @@ class Server:
         if name not in self.files:
             return self.send(http, b"not here", status=404)
         body, etag = self.files[name], f'"{hashlib.md5(self.files[name]).hexdigest()}"'
-        asked, status, headers = http.headers.get("Range"), 200, {"ETag": etag}
-        if asked and self.ranges and http.headers.get("If-Range", etag) == etag:
+        asked, status, headers = http.headers.get("Range"), 200, {"ETag": etag} | self.headers.get(name, {})
+        if asked and self.ranges and (self.any_version or http.headers.get("If-Range", etag) == etag):
             start = int(asked.removeprefix("bytes=").rstrip("-"))
             if start >= len(body):
                 return self.send(http, b"", status=416, headers={"Content-Range": f"bytes */{len(body)}"})
@@ -103,18 +110,29 @@ class Server:
         }.items():
             http.send_header(name, value)
         http.end_headers()
+        if urlsplit(http.path).path.lstrip("/") in self.silent:
+            http.wfile.flush()
+            self.ended.wait(20)
         http.wfile.write(body[:cut])
         if cut is not None:
             http.wfile.flush()
             http.close_connection = True
 
 
+def without_waiting(monkeypatch):
+    """Lets a download try again at once."""
+    wait = Meter.wait
+    monkeypatch.setattr(transfer.time, "sleep", lambda _: None)
+    monkeypatch.setattr(Meter, "wait", lambda self, _: wait(self, 0))
+
+
 @pytest.fixture
 def server(monkeypatch):
     found = Server()
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", found.url)
-    monkeypatch.setattr(transfer.time, "sleep", lambda _: None)
+    without_waiting(monkeypatch)
     yield found
+    found.ended.set()
     found.httpd.shutdown()
     found.httpd.server_close()
 
