@@ -38,6 +38,7 @@ VERBS = (
     "train",
     "launch",
     "status",
+    "profile",
     "inspect",
     "analyse",
     "choose",
