@@ -135,11 +135,11 @@ class _Frames:
         if number not in self._chains:
             self._chains[number] = []
             row = self._numbers("StackFrames", number)
-            place = self._numbers("FileLocations", row.get("file_location_id", 0))
-            file = self._rows["FileNames"].get(place.get("file_name_id", 0))
-            function = self._rows["FunctionNames"].get(place.get("function_name_id", 0), '""')
+            found = self._numbers("FileLocations", row.get("file_location_id", 0))
+            file = self._rows["FileNames"].get(found.get("file_name_id", 0))
+            function = self._rows["FunctionNames"].get(found.get("function_name_id", 0), '""')
             if file is not None:
-                own = Frame(_PACKAGE.sub("", file.strip('"')), function.strip('"'), place.get("line", 0))
+                own = Frame(_PACKAGE.sub("", file.strip('"')), function.strip('"'), found.get("line", 0))
                 # The text counts the parent from 1, and 1 is none.
                 self._chains[number] = [own, *self.chain(row.get("parent_frame_id", 1) - 1)]
         return self._chains[number]
