@@ -11,7 +11,8 @@
   written, and used: with an empty cache, a verification takes its kernels and has the same bits.
 - `openpi`: the published recipe's step as the plan for this card says, and openpi's own step beside it: its
   batch of 256 if the card holds it, else the largest that it holds. Ratio of times a sample, and of peaks.
-- `real`: `harness train` at the real size: LoRA, random weights, the same frames, with a checkpoint.
+- `real`: `harness train` at the real size: LoRA, random weights, the same frames, with a checkpoint, and with
+  a profile of three steps.
 
 Each stage has a limit of seconds, and all have --minutes together. A result is printed when it is known and
 written to DIR/gpu_laws.json at once. The same command goes on where it was: what holds is not done again, and

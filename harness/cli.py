@@ -39,6 +39,7 @@ VERBS = (
     "train",
     "launch",
     "status",
+    "profile",
     "inspect",
     "analyse",
     "choose",

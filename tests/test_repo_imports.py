@@ -42,6 +42,7 @@ ROOMS = {
     "verify",
     "replay",
     "launch",
+    "profile",
 }
 
 # Room → the rooms beside the ground and itself that it may import. A second set: only inside functions.
@@ -87,6 +88,8 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
         },
     ),
     "verify": ({"flow"}, {"data", "supervise"}),
+    # It reads a trace, and the text of the program that ran; only JAX has a reader of traces.
+    "profile": ({"plan"}, set()),
     # Files for other programs; the run itself is started by them.
     "launch": ({"flow"}, set()),
     # On the host: another image does the work, so nothing of it is imported.

@@ -98,7 +98,7 @@ READ_BY_NOBODY = {
     "serving.json",
     "serve_check.json",
     "serving_plan.json",
-    *("hosts.json", "launch.json"),
+    *("hosts.json", "launch.json", "profile.json", "traced.json"),
 }
 # By the page of an evaluation (tests/test_report_evaluation.py), by plans (tests/test_calibrate_used.py).
 READ_ELSEWHERE = {"setting.json", "evaluation.json", "calibration.json"}

@@ -16,6 +16,7 @@ import pytest
 
 from harness.artifacts import Manifest, Memory
 from harness.data.sample import sample_dataset_path
+from harness.profile.profile import profile
 from harness.run.directory import RunDir
 from tests.support.openpi_checkpoints import openpi_checkpoint
 from tests.support.real_runs import (
@@ -60,6 +61,15 @@ def test_an_uninterrupted_run_leaves_every_file_of_the_flow(whole: Path) -> None
     assert files <= names
     assert json.loads((whole / "checkpoint.json").read_text())["steps"][-1]["complete"] is True
     assert (whole / "camera_views.png").stat().st_size > 1000
+
+
+def test_where_the_time_of_its_steps_went_is_told(whole: Path) -> None:
+    found = profile(whole)
+    assert (found.first_step, found.steps) == (3, 2)
+    parts = {row.part for row in found.rows}
+    assert parts >= {"vision", "attention", "language and actions", "update"}
+    assert {row.turn for row in found.rows if row.part == "vision"} >= {"forward", "backward"}
+    assert 0 < found.busy_s <= found.step_s
 
 
 def test_memory_is_measured_beside_what_the_compiler_said(whole: Path) -> None:

@@ -51,6 +51,7 @@ from harness.artifacts.memory import Memory
 from harness.artifacts.openpi import OpenpiCommand, OptionChange
 from harness.artifacts.plan import Calibrated, Candidate, Cluster, Levers, Plan
 from harness.artifacts.prediction import Prediction
+from harness.artifacts.profile import Profile, ProfileKernel, ProfileRow, Traced
 from harness.artifacts.serving import ServeCheck, Serving, Stage
 from harness.artifacts.serving_plan import ServedShape, ServingPlan
 from harness.artifacts.setting import Setting
@@ -116,6 +117,9 @@ __all__ = [
     "Plan",
     "Prediction",
     "Product",
+    "Profile",
+    "ProfileKernel",
+    "ProfileRow",
     "Reach",
     "Replay",
     "ServeCheck",
@@ -126,6 +130,7 @@ __all__ = [
     "Stage",
     "Statistic",
     "Status",
+    "Traced",
     "Upstream",
     "Used",
     "Verdict",

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 
 class Asked(NamedTuple):
-    """The options of `harness train` that say what is trained. `net`: bytes a second between machines."""
+    """The options of `harness train` that say what is trained. `net`: bytes a second between machines;
+    `profile`: steps to trace."""
 
     recipe: str | None
     resume: bool
@@ -43,6 +44,7 @@ class Asked(NamedTuple):
     sets: list[str]
     run: Path | None
     net: float | None
+    profile: int = 0
 
 
 class Ready(NamedTuple):
@@ -77,6 +79,7 @@ def get_ready(asked: Asked, console: Progress, held: ExitStack) -> Ready:
         trainer, overrides = trainer_of(directory, asked.backend).told(
             asked.sets, any_commit=asked.any_commit
         )
+        trainer = trainer.profiled(asked.profile)
         _refuse_upstream(trainer, peers)
         own = recipe_of(directory, asked.recipe, [*overrides, *_last_step(asked)], own_first=asked.resume)
         trainer.check(own)

@@ -43,6 +43,12 @@ class Trainer(Supervised, Protocol):
         Raises: HarnessError "override-invalid".
         """
 
+    def profiled(self, steps: int) -> Trainer:
+        """The trainer that traces so many steps; the same one for 0.
+
+        Raises: HarnessError "upstream-cannot".
+        """
+
     def with_shards(self, fsdp: int) -> Trainer:
         """The trainer that splits the state into `fsdp` shards.
 

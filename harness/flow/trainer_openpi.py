@@ -43,6 +43,17 @@ class Openpi:
         fsdp, overrides = options(sets)
         return Openpi(fsdp, any_commit), overrides
 
+    def profiled(self, steps: int) -> Openpi:
+        if steps:
+            raise HarnessError(
+                "upstream-cannot",
+                "openpi's trainer traces no steps",
+                got=f"--profile {steps}",
+                need="--backend ours",
+                fix="leave --profile out",
+            )
+        return self
+
     def with_shards(self, fsdp: int) -> Openpi:
         return replace(self, fsdp=fsdp)
 

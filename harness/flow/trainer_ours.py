@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Ours:
-    """The harness's own trainer. `keeps`: it saves checkpoints."""
+    """The harness's own trainer. `keeps`: it saves checkpoints. `profile`: it traces so many steps."""
 
     keeps: bool = True
+    profile: int = 0
 
     @property
     def name(self) -> Backend:
@@ -33,6 +34,9 @@ class Ours:
 
     def told(self, sets: list[str], *, any_commit: bool) -> tuple[Ours, list[str]]:  # noqa: ARG002
         return self, sets
+
+    def profiled(self, steps: int) -> Ours:
+        return replace(self, profile=steps)
 
     def with_shards(self, fsdp: int) -> Ours:  # noqa: ARG002
         return self
@@ -80,6 +84,7 @@ class Ours:
 
     def command(self, run: RunDir) -> list[str]:
         more = [] if self.keeps else ["--without-checkpoints"]
+        more += [f"--profile={self.profile}"] if self.profile else []
         return [sys.executable, "-m", "harness.train.worker", str(run.path), *more]
 
     def crashed(self, phase: str, name: str, got: str) -> None: ...

@@ -97,7 +97,7 @@ def kernels_of(text: str, *, unknown: bool = False) -> list[Kernel]:
     Raises: ValueError if it is no HLO, if how often a loop runs is not known, or, with `unknown`, if such a
     loop has matrix products.
     """
-    computations, entry = _parsed(text)
+    computations, entry = computations_of(text)
     if entry is None:
         raise ValueError("the text is no HLO module: it has no entry computation")
     return list(_walk(computations, entry, 1, unknown=unknown))
@@ -112,7 +112,7 @@ def product_operations(text: str) -> int:
     return totals(kernels_of(text, unknown=True)).operations
 
 
-def _parsed(text: str) -> tuple[dict[str, Computation], str | None]:
+def computations_of(text: str) -> tuple[dict[str, Computation], str | None]:
     """(computation → its instructions, the entry computation)."""
     computations: dict[str, Computation] = {}
     current: Computation | None = None

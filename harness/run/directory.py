@@ -42,6 +42,9 @@ MOVED = "moved.png"
 # The kernels that XLA chose by timing. XLA writes text if the name ends in pbtxt.
 KERNELS = "kernels.pbtxt"
 HELD_OUT_KERNELS = "held_out_kernels.pbtxt"
+# The directory of a trace of some steps, and the text of the program that ran.
+PROFILE = "profile"
+PROGRAM = "step.hlo.txt"
 # What is read of a file at a time to hash it.
 _BLOCK_BYTES = 2**18
 # The errors of a full disk, and of a full quota.

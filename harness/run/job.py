@@ -16,7 +16,7 @@ from harness.run.directory import RECIPE, RunDir
 class Job(NamedTuple):
     """Everything that a training needs. All of it lies as files in the run directory.
 
-    `keeps` is False for a replay, which keeps no checkpoint.
+    `keeps` is False for a replay, which keeps no checkpoint. `profile` counts the steps to trace.
     """
 
     run: RunDir
@@ -25,6 +25,7 @@ class Job(NamedTuple):
     dataset: Dataset
     stats: NormStats
     keeps: bool = True
+    profile: int = 0
 
     @property
     def levers(self) -> Levers:

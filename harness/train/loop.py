@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from harness.artifacts import Manifest, Metrics, Plan
+from harness.artifacts import Manifest, Metrics
 from harness.checkpoint.store import Store
 from harness.data.loader import Loader
 from harness.data.stats import to_openpi_json
@@ -29,7 +29,7 @@ from harness.train.held_out_file import values_of
 from harness.train.kernels import Kernels, compile_pinned
 from harness.train.later import made_later
 from harness.train.manifest import describe_run
-from harness.train.memory import measure
+from harness.train.memory import check_fits, measure
 from harness.train.metrics import as_line
 from harness.train.pause import Pause
 from harness.train.programs import lowered_step
@@ -39,6 +39,7 @@ from harness.train.sharding import Layout
 from harness.train.snapshot import base_of, restore, save
 from harness.train.start import first_state
 from harness.train.state import TrainState
+from harness.train.tracing import Tracer
 from harness.units import format_bytes, format_seconds
 
 
@@ -96,6 +97,7 @@ def train(job: Job, watcher: Watcher, peers: Peers = ALONE) -> Outcome:
         try:
             step = trainer.run(state, train_key, start, batches, stop)
         finally:
+            trainer.tracer.close()
             batches.close()
             if records is not None:
                 records.metrics.close()
@@ -139,7 +141,7 @@ def _compiled(job: Job, watcher: Watcher, peers: Peers) -> _Program:
             job.run, job.levers.platform, step.compile, watcher.warn, peers=peers, choice=step.choice
         )
     )
-    _check_fits(program.step, job.plan)
+    check_fits(program.step, job.plan)
     # What imports and tracing left stays to the end. Each save collects garbage, and need not walk it again.
     gc.collect()
     gc.freeze()
@@ -201,6 +203,7 @@ class _Trainer:
         self._pending: list[tuple[int, dict[str, jax.Array], str, float]] = []
         self._flushed = time.monotonic()
         self._step_s: float | None = None
+        self.tracer = Tracer(job, compiled, watcher, first=peers.index == 0)
 
     def run(
         self,
@@ -224,6 +227,7 @@ class _Trainer:
         if start < train.steps and stop():
             return start
         for step in range(start, train.steps):
+            self.tracer.begin(self._pending)
             before = time.monotonic()
             batch = next(batches)
             data_s = time.monotonic() - before
@@ -238,6 +242,7 @@ class _Trainer:
             done = step + 1
             ends = done == train.steps or stop()
             saves = ends or done % train.save_every_steps == 0
+            self._flushed += self.tracer.end(done, values, saves=saves)
             if saves or done % train.log_every_steps == 0:
                 self._flush()
                 if ends or not measured:
@@ -333,18 +338,3 @@ class _Trainer:
             waited = time.monotonic() - before
             self._flushed += waited
             self._watcher.say(f"saved step {step} while training waited, {format_seconds(waited)}")
-
-
-def _check_fits(compiled: CompiledStep, plan: Plan) -> None:
-    need, usable = compiled.bytes["device"], plan.usable_bytes
-    if usable is not None and need > usable:
-        raise HarnessError(
-            "does-not-fit",
-            f"the compiled step does not fit {plan.device}; nothing was allocated",
-            got=f"{format_bytes(usable)} usable",
-            need=f"{format_bytes(need)} by XLA's buffer assignment",
-            fix=(
-                "free the device's memory (harness probe shows who holds it), or train less: --recipe"
-                " pi05_libero_lora"
-            ),
-        )

@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 import resource
 
-from harness.artifacts import Memory
+from harness.artifacts import Memory, Plan
+from harness.errors import HarnessError
 from harness.run.job import Job
 from harness.run.peers import ALONE, Peers
 from harness.train.compiled import CompiledStep
+from harness.units import format_bytes
 
 _ALLOCATOR = {"peak_bytes": "peak_bytes_in_use", "limit_bytes": "bytes_limit"}
 
@@ -54,3 +56,19 @@ def measure(job: Job, compiled: CompiledStep, step: int, peers: Peers = ALONE) -
             if value is None
         },
     )
+
+
+def check_fits(compiled: CompiledStep, plan: Plan) -> None:
+    """Raises: HarnessError "does-not-fit" if the step needs more than the plan's device has."""
+    need, usable = compiled.bytes["device"], plan.usable_bytes
+    if usable is not None and need > usable:
+        raise HarnessError(
+            "does-not-fit",
+            f"the compiled step does not fit {plan.device}; nothing was allocated",
+            got=f"{format_bytes(usable)} usable",
+            need=f"{format_bytes(need)} by XLA's buffer assignment",
+            fix=(
+                "free the device's memory (harness probe shows who holds it), or train less: --recipe"
+                " pi05_libero_lora"
+            ),
+        )

@@ -1,4 +1,5 @@
-"""The process that trains: `python -m harness.train.worker RUN [--without-checkpoints]`.
+"""The process that trains: `python -m harness.train.worker RUN [--without-checkpoints]
+[--profile=STEPS]`.
 
 It carries out what the files of the run say. Its parent (harness/supervise/run.py) has planned and checked
 the run, has set the variables that JAX reads at its import, and supervises this process. Every event is a
@@ -67,9 +68,15 @@ def _train(job: Job, channel: Channel, peers: Peers) -> int:
     device.start()
     from harness.train.loop import train
 
-    outcome = train(job._replace(keeps="--without-checkpoints" not in sys.argv), channel, peers)
+    job = job._replace(keeps="--without-checkpoints" not in sys.argv, profile=_profile(sys.argv))
+    outcome = train(job, channel, peers)
     channel.end(outcome.step, finished=outcome.finished)
     return 0
+
+
+def _profile(arguments: list[str]) -> int:
+    """The number of steps to trace."""
+    return next((int(word[10:]) for word in arguments if word.startswith("--profile=")), 0)
 
 
 def _among_others(member: Member, channel: Channel) -> int:

@@ -50,6 +50,16 @@ AnyCommitOption = Annotated[
         "--any-commit", help="Let openpi train at another commit than the one that is known here; recorded."
     ),
 ]
+ProfileOption = Annotated[
+    int,
+    typer.Option(
+        "--profile",
+        metavar="STEPS",
+        min=0,
+        max=100,
+        help="Trace so many steps from the third on; harness profile then says where their time went.",
+    ),
+]
 
 
 def train(
@@ -62,6 +72,7 @@ def train(
     backend: BackendOption = None,
     any_commit: AnyCommitOption = False,
     patient: PatientOption = False,
+    profile: ProfileOption = 0,
     sets: SetOption = None,
     fetch: FetchOption = False,
     offline: OfflineOption = False,
@@ -93,6 +104,7 @@ def train(
         sets or [],
         run,
         None if net is None else network_rate(net),
+        profile,
     )
     with stopped_at_once(), ExitStack() as held:
         ready = get_ready(asked, console, held)

@@ -1,0 +1,76 @@
+"""The events of a trace that the profiler of JAX wrote: which kernel ran when, and what was copied.
+
+On a GPU each stream of a device is a line of events, and a kernel says of which instruction it is (`hlo_op`).
+On a CPU each thread is a line, and an event has the instruction's name.
+
+Source of the form: the trace of jaxlib 0.10.2, read by `jax.profiler.ProfileData`; for GPUs XLA's
+xla/backends/profiler/gpu/cupti_collector.cc.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+_DEVICE, _STREAM = "/device:", "Stream #"
+_HOST = "/host:CPU"
+_COPY = "memcpy"
+
+
+class Event(NamedTuple):
+    """One kernel or copy. Times in nanoseconds. `link`: it passed between host and device."""
+
+    device: str
+    name: str
+    start: float
+    end: float
+    link: bool = False
+
+
+def events_of(data: bytes, names: set[str]) -> list[Event]:
+    """The kernels and copies of the trace `data`; on a CPU, those that are instructions in `names`.
+
+    Raises: ValueError if it is no trace.
+    """
+    from jax.profiler import ProfileData
+
+    try:
+        planes = list(ProfileData.from_serialized_xspace(data).planes)
+    except Exception as error:
+        # Its reader is C++, and raises what it likes.
+        raise ValueError(str(error)) from error
+    devices = [plane for plane in planes if plane.name.startswith(_DEVICE)]
+    if devices:
+        return [event for plane in devices for event in _of_device(plane, names)]
+    return [event for plane in planes if plane.name == _HOST for event in _of_threads(plane, names)]
+
+
+def _of_device(plane: Any, names: set[str]) -> Iterator[Event]:
+    # XLA names a kernel after its instruction, with what C does not take as "_".
+    known = {name.replace(".", "_").replace("-", "_"): name for name in names}
+    for line in plane.lines:
+        if not line.name.startswith(_STREAM):
+            continue
+        for event in line.events:
+            copy = event.name.lower().startswith(_COPY)
+            op = next((value for key, value in event.stats if key == "hlo_op"), None)
+            name = op if op in names else known.get(event.name, op or event.name)
+            link = copy and ("h2d" in event.name.lower() or "d2h" in event.name.lower())
+            yield Event(plane.name, event.name if link else str(name), event.start_ns, event.end_ns, link)
+
+
+def _of_threads(plane: Any, names: set[str]) -> Iterator[Event]:
+    for line in plane.lines:
+        for event in line.events:
+            if event.name in names:
+                yield Event(plane.name, event.name, event.start_ns, event.end_ns)
+
+
+def covered(events: Iterable[Event]) -> float:
+    """Seconds in which a device ran any of `events`, of all devices together."""
+    total, until = 0.0, dict[str, float]()
+    for event in sorted(events, key=lambda one: one.start):
+        before = until.get(event.device, float("-inf"))
+        total += max(0.0, event.end - max(event.start, before))
+        until[event.device] = max(event.end, before)
+    return total * 1e-9

@@ -1,0 +1,109 @@
+"""Traces a few steps of a run. `harness profile` reads what is written here: what ran, and of which program.
+
+The first two steps of a process are left out: they meet caches that are empty and a loader that begins. A
+trace ends before a save, so a step next to one may make it shorter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from harness.artifacts import Traced
+from harness.errors import HarnessError
+from harness.run.directory import PROFILE, PROGRAM, RunDir
+from harness.run.job import Job
+from harness.run.watcher import Watcher
+from harness.train.compiled import CompiledStep
+
+_WARM = 2
+
+
+class Tracer:
+    """Traces `job.profile` steps of a run; none if that is 0, or if this is not the first process."""
+
+    def __init__(self, job: Job, compiled: CompiledStep, watcher: Watcher, *, first: bool = True) -> None:
+        self._job, self._compiled, self._watcher = job, compiled, watcher
+        self._wanted = job.profile if first else 0
+        self._seen = self._traced = 0
+        self._began: float | None = None
+
+    def begin(self, latest: Any) -> None:
+        """Before a step. `latest` are values of the step before it, which may still be computed."""
+        self._seen += 1
+        if not self._wanted or self._seen <= _WARM:
+            return
+        if self._began is None:
+            jax.block_until_ready(latest)
+            options = jax.profiler.ProfileOptions()
+            # Each call of a Python function would be an event, a thousand times as many as there are kernels.
+            options.python_tracer_level = 0
+            directory = self._job.run.path / PROFILE
+            with _of_directory(directory):
+                directory.mkdir(exist_ok=True)
+            jax.profiler.start_trace(str(directory), profiler_options=options)
+            self._began = time.monotonic()
+        self._traced += 1
+
+    def end(self, step: int, values: Any, *, saves: bool) -> float:
+        """After step `step`, whose values may still be computed: the seconds that writing the trace took."""
+        if self._began is None or not (saves or self._traced == self._wanted):
+            return 0.0
+        jax.block_until_ready(values)
+        ended = time.monotonic()
+        self._write(step, ended - self._began)
+        self._began, self._wanted = None, 0
+        return time.monotonic() - ended
+
+    def close(self) -> None:
+        """Ends a trace whose run ends in an error, and says so if there was never one."""
+        if self._began is not None:
+            self._began = None
+            jax.profiler.stop_trace()
+        elif self._wanted:
+            self._watcher.warn(
+                f"no step was profiled: a profile begins with step {_WARM + 1} of a start, and this one had"
+                f" {self._seen}"
+            )
+
+    def _write(self, step: int, seconds: float) -> None:
+        run = self._job.run
+        device = self._compiled.setup.layout.mesh.devices.flat[0]
+        directory = run.path / PROFILE
+        with _of_directory(directory):
+            before = set(directory.rglob("*.xplane.pb"))
+            jax.profiler.stop_trace()
+            made = sorted(set(directory.rglob("*.xplane.pb")) - before)
+            (directory / PROGRAM).write_text(self._compiled.run.as_text())
+        RunDir(directory).write(
+            Traced(
+                first_step=step - self._traced + 1,
+                steps=self._traced,
+                seconds=seconds,
+                batch=self._job.recipe.train.global_batch,
+                platform=device.platform,
+                device=device.device_kind,
+                devices=self._compiled.setup.layout.mesh.devices.size,
+                jax=jax.__version__,
+                trace=str(made[-1].relative_to(directory)) if made else None,
+            )
+        )
+        self._watcher.say(f"traced {self._traced} steps; where their time went: harness profile {run.path}")
+
+
+@contextlib.contextmanager
+def _of_directory(directory: Any) -> Iterator[None]:
+    """Raises: HarnessError "profile-unwritable"."""
+    try:
+        yield
+    except OSError as error:
+        raise HarnessError(
+            "profile-unwritable",
+            f"the trace cannot be written to {directory}",
+            got=str(error),
+            fix="make room and let this user write there; harness train --resume without --profile goes on",
+        ) from error
