@@ -179,7 +179,7 @@ def _change(key: str, statistic: str, dimension: int | None, value: object) -> o
         (_change("state", "q99", 1, float("nan")), "state[1]: q99 is nan"),
         (_change("state", "q99", 1, None), "state[1]: q99 is None"),
         (_change("state", "q01", 0, 1e400), "state[0]: q01 is inf"),
-        (_change("state", "q01", 0, "1"), "state[0]: q01 is 1"),
+        (_change("state", "q01", 0, "1"), "state[0]: q01 is '1'"),
         (_change("actions", "q01", None, None), "actions has no q01, only mean, std, q99"),
         (_change("actions", "q99", None, []), "actions has no q99, only mean, std, q01"),
         (_change("actions", "q99", None, [1.0, 2.0]), "actions.q99 has 2 values, q01 1"),

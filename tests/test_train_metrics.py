@@ -287,7 +287,7 @@ def test_a_run_that_is_moved_while_it_trains_goes_on_in_one_place(tmp_path: Path
     assert (new / "checkpoints/3").is_dir()
     assert str(caught.value.fix).endswith(f"harness train --resume --run {new}")
     shutil.rmtree(new)
-    with pytest.raises(HarnessError, match="RUN is the new place"):
+    with pytest.raises(HarnessError, match="RUN is where"):
         records.saved(3)
     records.metrics.close()
 

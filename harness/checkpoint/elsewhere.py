@@ -9,15 +9,16 @@ import re
 from itertools import islice
 from pathlib import Path
 
+from harness.checkpoint.tensors import INDEX, WEIGHTS_FILE
 from harness.received.text import word
 from harness.run.steps import METADATA, PARAMS
 
 _ARCHIVES = {(".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2"): "tar -xf", (".zip",): "unzip"}
 # What a directory of weights holds, at each depth: of the hub's cache it is models--…/snapshots/<commit>.
-_MARKS = (f"{PARAMS}/{METADATA}", "model.safetensors", "model.safetensors.index.json")
+_MARKS = (f"{PARAMS}/{METADATA}", WEIGHTS_FILE, f"{WEIGHTS_FILE}{INDEX}")
 _DEPTHS = ("*", "*/*", "*/*/*")
 _MOST_ENTRIES = 2000
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_HUB_NAME = re.compile(r"\A[A-Za-z0-9][\w.-]*+/[\w.-]++")
 
 
 def way_on(path: Path) -> str | None:

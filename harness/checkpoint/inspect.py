@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.artifacts import AdapterReport, Checkpoint, GroupReport, LoraReport
+from harness.artifacts import AdapterReport, Checkpoint, CheckpointStep, GroupReport, LoraReport
 from harness.artifacts.checkpoint import LAYOUTS, Layout
 from harness.checkpoint.adapters import find_lora
 from harness.checkpoint.format import GROUPS
@@ -93,13 +93,15 @@ def inspect(
     read = _describe(described, recipe or recorded_recipe(described), deep=deep, against=against)
     partial = partial or bool(read.pop("partial"))
     if unsound := read.pop("unsound", []):
-        # A resume refuses such a step, and so does who loads it.
-        missing = [*described.report.missing, *unsound]
-        damaged = described.report.model_copy(update={"complete": False, "missing": missing})
-        base["steps"] = [damaged if s is described else s.report for s in steps]
+        base["steps"] = [_damaged(s, unsound) if s is described else s.report for s in steps]
     return Checkpoint.model_validate(
         base | read | {"partial": partial, "findings": findings + read["findings"]}
     )
+
+
+def _damaged(step: Step, unsound: list[str]) -> CheckpointStep:
+    """The report on a step that a resume refuses, and so does who loads it."""
+    return step.report.model_copy(update={"complete": False, "missing": [*step.report.missing, *unsound]})
 
 
 def _pytorch(error: HarnessError, path: Path, recipe: Recipe | None, *, deep: bool) -> Checkpoint | None:

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.checkpoint.inspect import inspect
-from harness.checkpoint.pytorch import WEIGHTS_FILE, step_of, weights_location
+from harness.checkpoint.pytorch import step_of, weights_location
 from harness.checkpoint.scan import find
+from harness.checkpoint.tensors import WEIGHTS_FILE
 from harness.download.cache import fetch_tree, is_remote
 from harness.download.meter import Progress
 from harness.errors import HarnessError

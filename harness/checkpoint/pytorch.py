@@ -22,7 +22,7 @@ from harness.checkpoint.elsewhere import way_on
 from harness.checkpoint.format import DAMAGE, first_line
 from harness.checkpoint.pytorch_names import prefix_of
 from harness.checkpoint.safetensors import Tensor, read_header
-from harness.checkpoint.tensors import INDEX, tensor_files
+from harness.checkpoint.tensors import INDEX, WEIGHTS_FILE, tensor_files
 from harness.errors import HarnessError
 from harness.received.files import MARK_BYTES, UnsafeFile
 from harness.received.json import read_json
@@ -33,7 +33,6 @@ from harness.run.steps import step_directories, step_number
 from harness.units import format_count
 
 _TENSORS = ".safetensors"
-WEIGHTS_FILE = "model.safetensors"
 # Of LeRobot and openpi beside their weights; of PEFT beside its adapters.
 POLICY_CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 # Names that only the tensors of π0 and π0.5 have.

@@ -23,10 +23,11 @@ from harness.checkpoint.card import model_card
 from harness.checkpoint.export import check_assets, copy_assets, write_params
 from harness.checkpoint.lerobot_files import write_policy_files
 from harness.checkpoint.merge import Array, Merging, arrays
-from harness.checkpoint.pytorch import POLICY_CONFIG, WEIGHTS_FILE
+from harness.checkpoint.pytorch import POLICY_CONFIG
 from harness.checkpoint.pytorch_names import PREFIX, UNUSED_HEAD, Program, parts_of, tensor_shapes
 from harness.checkpoint.rows import Rows, plain_rows, rows_of, unit_of
 from harness.checkpoint.tensor_writer import Dtype, Planned, Progress, cast, write_rows
+from harness.checkpoint.tensors import WEIGHTS_FILE
 from harness.checkpoint.weights import digests_beside
 from harness.checkpoint.whole import refuse_inside, whole_or_nothing
 from harness.errors import HarnessError

@@ -33,6 +33,8 @@ Array = np.ndarray[Any, Any]
 Shape = tuple[int, ...]
 
 INDEX = ".index.json"
+# The name of the file of weights, of LeRobot and of openpi.
+WEIGHTS_FILE = "model.safetensors"
 _SHARD = re.compile(r"\A(.+)-(\d{5})-of-(\d{5})\.safetensors")
 _MOST_SHARDS = 1000
 _SHOWN = 8

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from harness.artifacts import Dataset, DimensionStats, Feature, Prediction
 from harness.checkpoint.expressed import Widths, check_expressed
 from harness.checkpoint.locate import Located, recipe_of, recorded
-from harness.checkpoint.pytorch import WEIGHTS_FILE, policy_directory
+from harness.checkpoint.pytorch import policy_directory
+from harness.checkpoint.tensors import WEIGHTS_FILE
 from harness.data.compare import first, width_without_padding
 from harness.data.norm_files import read_norm_stats
 from harness.errors import HarnessError

@@ -35,7 +35,7 @@ BETWEEN = "between devices"
 _COLLECTIVES = ("all-", "reduce-scatter", "collective-", "ragged-all-to-all")
 _TABLES = ("FileNames", "FunctionNames", "FileLocations", "StackFrames")
 _ROW = re.compile(r"\A(\d++) (.*)\Z")
-_NUMBERS = re.compile(r"(\w++)=(\d++)")
+_NUMBERS = re.compile(r"(?<!\w)(\w++)=(\d++)")
 _NAME = re.compile(r'\bop_name="([^"]*+)"')
 _FRAME = re.compile(r"\bstack_frame_id=(\d++)")
 _PACKAGE = re.compile(r"\A.*/harness/(?=\w++/\w++\.py\Z)")

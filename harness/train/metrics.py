@@ -108,7 +108,7 @@ class MetricsFile:
         except OSError as error:
             raise cannot_write(self._path, error) from error
 
-    def place(self) -> Path | None:
+    def directory(self) -> Path | None:
         """The directory in which the open file lies now; None if it was deleted, or cannot be told."""
         try:
             now = Path(os.readlink(f"/proc/self/fd/{self._file.fileno()}"))

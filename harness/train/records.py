@@ -40,25 +40,26 @@ class Records:
             self.wandb.image("camera_views", save_camera_views(job.run.path, loader.batch(0)), 0)
 
     def saved(self, step: int) -> None:
-        """Tells wandb of a checkpoint, and looks whether the run is still in its place.
+        """Tells wandb of a checkpoint, and looks whether the run is still where it was.
 
         Raises: HarnessError "run-moved". A save makes the directories that it needs: without this the run
         would go on in two places.
         """
         self.wandb.checkpoint(step)
         if self._run.is_gone():
-            now = self.metrics.place()
+            now = self.metrics.directory()
             saved = self._run.checkpoints.absolute() / str(step)
-            run = "RUN" if now is None else word(now)
+            run = word("RUN" if now is None else now)
             raise HarnessError(
                 "run-moved",
                 f"{self._run.path} was moved or deleted while it trained; step {step} was saved to {saved}",
                 got="a new directory there, with neither manifest nor metrics",
-                need="a run that stays in its place until its trainer has ended",
+                need="a run that stays where it is until its trainer has ended",
                 fix=(
                     f"mkdir -p {run}/{CHECKPOINTS} && mv {word(saved)} {run}/{CHECKPOINTS}/ && harness train"
-                    f" --resume --run {run}{'' if now else ', where RUN is the new place of the run'}"
-                ),
+                    f" --resume --run {run}"
+                )
+                + ("" if now else ", where RUN is where the run lies now"),
             )
 
     def write(self, lines: list[Metrics]) -> None:

@@ -15,6 +15,7 @@ import jax
 
 from harness.artifacts import Traced
 from harness.errors import HarnessError
+from harness.received.text import word
 from harness.run.directory import PROFILE, PROGRAM, RunDir
 from harness.run.job import Job
 from harness.run.watcher import Watcher
@@ -92,7 +93,9 @@ class Tracer:
                 trace=str(made[-1].relative_to(directory)) if made else None,
             )
         )
-        self._watcher.say(f"traced {self._traced} steps; where their time went: harness profile {run.path}")
+        self._watcher.say(
+            f"traced {self._traced} steps; where their time went: harness profile {word(run.path)}"
+        )
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from harness.verify.fields import (
 )
 from harness.verify.found import files_of, found_here
 from harness.verify.initial import digests_here
-from harness.verify.places import with_places
+from harness.verify.moved import with_moved
 from harness.verify.replay import compare_metrics, recorded_metrics
 from harness.verify.statistics import with_distance
 
@@ -92,7 +92,7 @@ def verify_pair(run: RunDir, other: RunDir) -> Verdict:
     }
     recorded |= {"upstream": b.upstream.commit if b.upstream else None}
     rows = [
-        *with_places(compare_fields(a, Found(**recorded, files=files_of(other))), a, b),
+        *with_moved(compare_fields(a, Found(**recorded, files=files_of(other))), a, b),
         # The comparison asks the other run's files; this run's own may have been changed too.
         *changed_files(a, files_of(run)),
     ]

@@ -1,4 +1,4 @@
-"""Two runs that read the same bytes at different places."""
+"""Two runs that read the same bytes in different directories."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from harness.recipe.load import recipe_from
 from harness.recipe.meaning import flat
 from harness.verify.fields import weights_digests
 
-_NOTE = "another place of the same bytes"
+_NOTE = "the same bytes, elsewhere"
 
 
-def with_places(rows: list[Compared], a: Manifest, b: Manifest) -> list[Compared]:
-    """The rows, of which those that name a place matter no more where both manifests have one hash of it.
+def with_moved(rows: list[Compared], a: Manifest, b: Manifest) -> list[Compared]:
+    """The rows, of which those that say where bytes lie matter no more if both manifests have one hash of it.
 
-    The recipes' hashes differ with such a place alone, if that of `b`'s recipe with `a`'s places is `a`'s.
+    The recipes' hashes differ by that alone, if that of `b`'s recipe with `a`'s values is `a`'s.
     """
     ours, theirs = flat(a.recipe), flat(b.recipe)
     keys = [key for key in _same_bytes(a, b) if ours.get(key) != theirs.get(key)]
@@ -36,7 +36,7 @@ def with_places(rows: list[Compared], a: Manifest, b: Manifest) -> list[Compared
 
 
 def _same_bytes(a: Manifest, b: Manifest) -> list[str]:
-    """The keys of the recipe whose places both manifests hash alike."""
+    """The keys of the recipe that say where bytes lie which both manifests hash alike."""
     one, other = ({**weights_digests(each.weights), "source": ""} for each in (a, b))
     return [
         *(["data.dataset", "data.revision"] if a.dataset_sha256 == b.dataset_sha256 else []),
@@ -45,10 +45,10 @@ def _same_bytes(a: Manifest, b: Manifest) -> list[str]:
     ]
 
 
-def _sha256(recipe: Any, places: dict[str, Any]) -> str | None:
+def _sha256(recipe: Any, values: dict[str, Any]) -> str | None:
     """The hash of the recipe with these values; None if it is no recipe then."""
     body = copy.deepcopy(dict(recipe))
-    for key, value in places.items():
+    for key, value in values.items():
         part, _, name = key.partition(".")
         if not isinstance(body.get(part), dict):
             return None
