@@ -50,8 +50,8 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 # What this process may fetch, since a test loaded a recipe that names it (harness/received/consent.py).
 _ALLOWANCE = "HARNESS_MAY_FETCH"
-# What Pallas sets in a process that first uses it.
-_OF_PALLAS = {"MOSAIC_GPU_CUDA_ROOT", "MOSAIC_GPU_RUNTIME_LIB_PATH"}
+# What JAX sets in a process that imports it, and Pallas in one that first uses it.
+_OF_JAX = {"TPU_SKIP_MDS_QUERY", "MOSAIC_GPU_CUDA_ROOT", "MOSAIC_GPU_RUNTIME_LIB_PATH"}
 
 # Files of 7 s of processor and more, the longest first: a worker that got one last would keep the others
 # waiting.
@@ -135,7 +135,7 @@ def _as_found() -> Iterator[None]:
         if name in variables:
             os.environ[name] = variables[name]
     assert after == directory, f"the test left the process in {after}"
-    changed -= {_ALLOWANCE, *_OF_PALLAS}
+    changed -= {_ALLOWANCE, *_OF_JAX}
     assert not changed, f"the test left variables changed: {changed}"
 
 
