@@ -66,7 +66,6 @@ class Profile(Artifact):
     """
 
     FILE: ClassVar[str] = "profile.json"
-    RECORDED: ClassVar[bool] = True
     platform: str
     device: str
     devices: int

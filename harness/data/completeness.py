@@ -293,7 +293,7 @@ def _check_video(
         first, last = float(wanted.min()), float(wanted.max())
         spans.append((first, last, episode.index))
         until = next(iter(starts[bisect_right(starts, first + half) :]), np.inf)
-        rest = int(((there > last + half) & (there < until - half)).sum())
+        rest = int(np.searchsorted(there, until - half) - np.searchsorted(there, last + half, side="right"))
         if rest > max(_LEFT, episode.length // _LEFT_SHARE):
             rests.append((rest, episode.index))
     spans.sort()

@@ -15,7 +15,7 @@ import jax
 
 from harness.artifacts import Traced
 from harness.errors import HarnessError
-from harness.received.text import word
+from harness.received.text import one_line, word
 from harness.run.directory import PROFILE, PROGRAM, RunDir
 from harness.run.job import Job
 from harness.run.watcher import Watcher
@@ -40,14 +40,9 @@ class Tracer:
             return
         if self._began is None:
             jax.block_until_ready(latest)
-            options = jax.profiler.ProfileOptions()
-            # Each call of a Python function would be an event, a thousand times as many as there are kernels.
-            options.python_tracer_level = 0
-            directory = self._job.run.path / PROFILE
-            with _of_directory(directory):
-                directory.mkdir(exist_ok=True)
-            jax.profiler.start_trace(str(directory), profiler_options=options)
-            self._began = time.monotonic()
+            with self._or_none():
+                self._start()
+                self._began = time.monotonic()
         self._traced += 1
 
     def end(self, step: int, values: Any, *, saves: bool) -> float:
@@ -56,30 +51,49 @@ class Tracer:
             return 0.0
         jax.block_until_ready(values)
         ended = time.monotonic()
-        self._write(step, ended - self._began)
-        self._began, self._wanted = None, 0
+        seconds, self._began = ended - self._began, None
+        with self._or_none():
+            self._write(step, seconds)
+        self._wanted = 0
         return time.monotonic() - ended
 
     def close(self) -> None:
         """Ends a trace whose run ends in an error, and says so if there was never one."""
         if self._began is not None:
             self._began = None
-            jax.profiler.stop_trace()
+            with self._or_none():
+                jax.profiler.stop_trace()
         elif self._wanted:
             self._watcher.warn(
                 f"no step was profiled: a profile begins with step {_WARM + 1} of a start, and this one had"
                 f" {self._seen}"
             )
 
+    @contextlib.contextmanager
+    def _or_none(self) -> Iterator[None]:
+        """A failure inside costs the profile, and no training: a full disk, a driver without a profiler."""
+        try:
+            yield
+        except (OSError, RuntimeError, HarnessError) as error:
+            self._wanted = 0
+            self._watcher.warn(f"no step was profiled: {one_line(str(error))[:300]}; training goes on")
+
+    def _start(self) -> None:
+        directory = self._job.run.path / PROFILE
+        directory.mkdir(exist_ok=True)
+        options = jax.profiler.ProfileOptions()
+        # Each call of a Python function would be an event, a thousand times as many as there are kernels.
+        options.python_tracer_level = 0
+        jax.profiler.start_trace(str(directory), profiler_options=options)
+
     def _write(self, step: int, seconds: float) -> None:
         run = self._job.run
         device = self._compiled.setup.layout.mesh.devices.flat[0]
         directory = run.path / PROFILE
-        with _of_directory(directory):
-            before = set(directory.rglob("*.xplane.pb"))
-            jax.profiler.stop_trace()
-            made = sorted(set(directory.rglob("*.xplane.pb")) - before)
-            (directory / PROGRAM).write_text(self._compiled.run.as_text())
+        before = set(directory.rglob("*.xplane.pb"))
+        jax.profiler.stop_trace()
+        made = sorted(set(directory.rglob("*.xplane.pb")) - before)
+        (directory / PROGRAM).write_text(self._compiled.run.as_text())
         RunDir(directory).write(
             Traced(
                 first_step=step - self._traced + 1,
@@ -96,17 +110,3 @@ class Tracer:
         self._watcher.say(
             f"traced {self._traced} steps; where their time went: harness profile {word(run.path)}"
         )
-
-
-@contextlib.contextmanager
-def _of_directory(directory: Any) -> Iterator[None]:
-    """Raises: HarnessError "profile-unwritable"."""
-    try:
-        yield
-    except OSError as error:
-        raise HarnessError(
-            "profile-unwritable",
-            f"the trace cannot be written to {directory}",
-            got=str(error),
-            fix="make room and let this user write there; harness train --resume without --profile goes on",
-        ) from error
