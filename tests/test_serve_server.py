@@ -324,3 +324,19 @@ def test_metrics_are_prometheus_text_and_other_paths_are_not_there() -> None:
         names = {line.split("{")[0].split(" ")[0] for line in text.splitlines() if not line.startswith("#")}
         assert all(name.startswith("harness_serve_") for name in names)
         assert get(running, "/other")[0] == 404
+
+
+def test_a_prompt_that_is_cut_is_counted_and_told_once() -> None:
+    said: list[str] = []
+    with serving(recipe=tiny(), warn=said.append) as running:
+        client = Client(running.uri)
+        client.infer(libero())
+        assert (said, running.tally.prompts_cut) == ([], 0)
+        for word in ("stack", "stack", "sort"):
+            client.infer(libero(prompt=f"{word} " * 200))
+        text = get(running, "/metrics")[1]
+    assert "harness_serve_prompts_cut_total 3\n" in text
+    limit = tiny().model.prompt_tokens
+    assert len(said) == 1
+    assert f"tokens and is cut to {limit}, as in training" in said[0]
+    assert "train with --set model.prompt_tokens=" in said[0]

@@ -22,7 +22,8 @@ class Serving(Artifact):
     `stages` are decode (frame to the model's inputs), wait (for the device), infer (the batch), encode
     (actions to a frame), and total (frame received to frame sent). They are of the last `timed` answers.
     `refused` are requests that broke the contract, `failed` those that the model could not compute, `lost`
-    those whose client had gone. `attention` says what makes that of the action rows: kernels of our own or
+    those whose client had gone. `prompts_cut` are requests of whose prompt the model saw only the beginning.
+    `attention` says what makes that of the action rows: kernels of our own or
     XLA's operations. `record` says what became of --record; None without it.
     """
 
@@ -40,6 +41,7 @@ class Serving(Artifact):
     refused: int
     failed: int
     lost: int
+    prompts_cut: int = 0
     rows_a_batch: float | None
     timed: int
     stages: dict[Literal["decode", "wait", "infer", "encode", "total"], Stage]

@@ -42,7 +42,8 @@ class Asked(NamedTuple):
 
     `images`: camera of the model → uint8 [S, S, 3]. `tokens` int32 [T], `token_mask` bool [T]. `state` is in
     the dataset's units, float32; None if it was not sent. `seed` is None if the server chooses it. `previous`
-    is the chunk to go on from; None if there is none, or nothing of it counts.
+    is the chunk to go on from; None if there is none, or nothing of it counts. `prompt_length` is the number
+    of tokens of the whole prompt, which may be more than T.
     """
 
     images: dict[str, np.ndarray]
@@ -51,6 +52,12 @@ class Asked(NamedTuple):
     state: np.ndarray | None
     seed: int | None
     previous: Previous | None = None
+    prompt_length: int = 0
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the model sees only the beginning of the prompt."""
+        return self.prompt_length > len(self.tokens)
 
 
 class Reader:
@@ -118,8 +125,9 @@ class Reader:
             for camera, names in self.cameras.items()
         }
         state = self._state(found)
-        tokens, mask = self._tokens(self._prompt(found), state)
-        return Asked(images, tokens, mask, state, _seed(found.get(SEED)), self._previous(found, state))
+        tokens, mask, length = self._tokens(self._prompt(found), state)
+        seed, previous = _seed(found.get(SEED)), self._previous(found, state)
+        return Asked(images, tokens, mask, state, seed, previous, length)
 
     def actions(self, sampled: np.ndarray, asked: Asked) -> np.ndarray:
         """Actions float32 [H, A] in the dataset's units, of what the model sampled, [H, D].
@@ -193,23 +201,26 @@ class Reader:
             )
         return instruction(data, str(value))
 
-    def _tokens(self, text: str, state: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    def _tokens(self, text: str, state: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, int]:
         if not self.state_in_prompt:
             return self._plain_tokens(text)
         assert state is not None
         seen = normalized(self._space.states(state), self._stats["state"], self.recipe.data.normalization)
         return self._padded(self._tokenizer.encode_with_state(text, seen))
 
-    def _encoded(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+    def _encoded(self, text: str) -> tuple[np.ndarray, np.ndarray, int]:
         return self._padded(self._tokenizer.encode(text))
 
-    def _padded(self, found: list[int]) -> tuple[np.ndarray, np.ndarray]:
-        """The tokens padded with 0 to the shortest bucket that holds them; cut to the longest one."""
+    def _padded(self, found: list[int]) -> tuple[np.ndarray, np.ndarray, int]:
+        """The tokens padded with 0 to the shortest bucket that holds them; cut to the longest one.
+
+        The third is how many there were.
+        """
         length = next((one for one in self.buckets if one >= len(found)), self.buckets[-1])
         kept = found[:length]
         tokens = np.zeros(length, np.int32)
         tokens[: len(kept)] = kept
-        return tokens, np.arange(length) < len(kept)
+        return tokens, np.arange(length) < len(kept), len(found)
 
     def _refuse_slips(self, found: Mapping[str, tuple[str, Any]]) -> None:
         """Refuses a key that is read by nobody and is almost that of an optional value.

@@ -55,12 +55,22 @@ class Settings(NamedTuple):
 
 
 class Server:
-    """Serves a desk until `stop` ends it. `tally` counts; `recorder` keeps requests, if given."""
+    """Serves a desk until `stop` ends it.
+
+    `tally` counts; `recorder` keeps requests, if given. `warn` hears what is wrong with requests that are
+    answered nevertheless.
+    """
 
     def __init__(
-        self, desk: Desk, settings: Settings, tally: Tally, recorder: Recorder | None = None
+        self,
+        desk: Desk,
+        settings: Settings,
+        tally: Tally,
+        recorder: Recorder | None = None,
+        warn: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._desk, self._settings, self._tally, self._recorder = desk, settings, tally, recorder
+        self._warn = warn
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="read")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="record")
         # Whoever has connected, also without a word so far.
@@ -230,6 +240,8 @@ class Server:
         sampled: Sampled | None = None
         try:
             decoded = await loop.run_in_executor(self._readers, self._desk.read, frame)
+            if decoded.asked.is_cut and self._tally.cut():
+                self._warn(_cut(decoded.asked.prompt_length, len(decoded.asked.tokens)))
             # Without a seed of the client's own: the number of its request on this connection.
             seed = asked if decoded.asked.seed is None else decoded.asked.seed
             future = asyncio.wrap_future(self._desk.batcher.submit(decoded.asked, seed))
@@ -272,6 +284,13 @@ class _Answer(NamedTuple):
     decode_s: float = 0.0
     encode_s: float = 0.0
     sampled: Sampled | None = None
+
+
+def _cut(length: int, limit: int) -> str:
+    return (
+        f"a prompt has {length} tokens and is cut to {limit}, as in training: the model does not see its end."
+        f" Ask in fewer words, or train with --set model.prompt_tokens={length}"
+    )
 
 
 def _unforeseen(error: Exception) -> HarnessError:

@@ -34,6 +34,7 @@ def summary(
         refused=tally.outcomes["refused"],
         failed=tally.outcomes["failed"],
         lost=tally.outcomes["lost"],
+        prompts_cut=tally.prompts_cut,
         rows_a_batch=tally.rows_a_batch,
         timed=tally.timed,
         stages=tally.stages(),

@@ -31,7 +31,7 @@ class Tally:
         self._rows = 0
         self.outcomes: dict[Outcome, int] = dict.fromkeys(OUTCOMES, 0)
         self.clients = self.most_clients = self.connections = 0
-        self.unauthorized = self.turned_away = 0
+        self.unauthorized = self.turned_away = self.prompts_cut = 0
 
     def came(self) -> None:
         """Counts a client that has connected."""
@@ -55,6 +55,12 @@ class Tally:
         with self._lock:
             self.unauthorized += unauthorized
             self.turned_away += not unauthorized
+
+    def cut(self) -> bool:
+        """Counts a request whose prompt is longer than the model's; True for the first."""
+        with self._lock:
+            self.prompts_cut += 1
+            return self.prompts_cut == 1
 
     def answered(self, seconds: dict[StageName, float], rows: int) -> None:
         """Counts an answer, and how long each stage of it took. `rows` shared its batch."""
@@ -106,6 +112,9 @@ class Tally:
             "# TYPE harness_serve_denied_total counter",
             f'harness_serve_denied_total{{why="key"}} {self.unauthorized}',
             f'harness_serve_denied_total{{why="room"}} {self.turned_away}',
+            "# HELP harness_serve_prompts_cut_total Requests whose prompt was longer than the model's.",
+            "# TYPE harness_serve_prompts_cut_total counter",
+            f"harness_serve_prompts_cut_total {self.prompts_cut}",
             "# HELP harness_serve_connections_total Clients that have connected.",
             "# TYPE harness_serve_connections_total counter",
             f"harness_serve_connections_total {self.connections}",

@@ -26,7 +26,12 @@ def serving_table(serving: Serving) -> Cells:
     for name, stage in serving.stages.items():
         values = (stage.p50_ms, stage.p95_ms, stage.p99_ms)
         table.row(name, *("-" if value is None else f"{value:.2f}" for value in values))
-    table.note(f"recorded: {serving.record}" if serving.record else "")
+    notes = []
+    if serving.prompts_cut:
+        notes.append(f"{serving.prompts_cut:,} prompts were longer than the model's: it saw their beginning")
+    if serving.record:
+        notes.append(f"recorded: {serving.record}")
+    table.note("\n".join(notes))
     return table
 
 

@@ -222,7 +222,7 @@ def _served(
     )
     for deviation in opened.deviations:
         console.warn(f"deviation: {deviation}")
-    server = Server(opened.desk, settings, tally, recorder)
+    server = Server(opened.desk, settings, tally, recorder, console.warn)
 
     def ready(port: int) -> None:
         host = f"[{settings.host}]" if ":" in settings.host else settings.host

@@ -130,7 +130,11 @@ def reader_of(
 
 @contextlib.contextmanager
 def serving(
-    engine: Any = None, recipe: Recipe | None = None, recorder: Recorder | None = None, **settings: Any
+    engine: Any = None,
+    recipe: Recipe | None = None,
+    recorder: Recorder | None = None,
+    warn: Callable[[str], None] = print,
+    **settings: Any,
 ) -> Iterator[Running]:
     """A server of the tiny recipe on a free port of this machine."""
     recipe = recipe or tiny()
@@ -138,7 +142,7 @@ def serving(
     tally = Tally()
     batcher = Batcher(engine, host_noise(engine.horizon, engine.action_dim), lambda: tally.clients)
     desk = Desk(reader_of(recipe, engine.buckets, rtc=engine.rtc), batcher, {"horizon": engine.horizon})
-    running = Running(Server(desk, Settings(**{"port": 0} | settings), tally, recorder), desk, tally)
+    running = Running(Server(desk, Settings(**{"port": 0} | settings), tally, recorder, warn), desk, tally)
     try:
         yield running
     finally:
