@@ -114,6 +114,7 @@ def test_a_good_machine_has_no_findings(tmp_path: Path) -> None:
             {"recipe": load_recipe("smoke", ["weights.source=/nowhere/params"])},
             {"weights directory": "error"},
         ),
+        ({"recipe": load_recipe("smoke", ["data.tokenizer=/nowhere/x.model"])}, {"tokenizer": "error"}),
         (
             {
                 "recipe": load_recipe("smoke", ["data.dataset=some/where"]),

@@ -1,4 +1,4 @@
-"""Checks of the training content: trained parameters, dataset, statistics, weights."""
+"""Checks of the training content: trained parameters, dataset, statistics, tokenizer, weights."""
 
 from __future__ import annotations
 
@@ -81,6 +81,20 @@ def statistics(situation: Situation) -> Iterator[Finding]:
             f"{found.key}[{found.dimension}]: {found.problem}{largest}",
             "a spread that quantiles can be divided by",
             found.fix,
+        )
+
+
+def tokenizer(situation: Situation) -> Iterator[Finding]:
+    """Checks that a tokenizer of the user's own is on this machine."""
+    name = situation.recipe.data.tokenizer
+    if name in ("sample", "paligemma"):
+        raise NotNeeded(f"{name!r} comes with the package or from the hub")
+    if not Path(name).is_file():
+        yield error(
+            "tokenizer",
+            f"there is no file {name}",
+            "a sentencepiece .model file",
+            "--set data.tokenizer=paligemma, or mount the file's directory into the container",
         )
 
 

@@ -64,6 +64,7 @@ CHECKS = (
     Check("deviation", planned.deviations),
     Check("dataset", content.dataset),
     Check("statistics", content.statistics),
+    Check("tokenizer", content.tokenizer),
     Check("interrupted save", content.leftovers),
 )
 
