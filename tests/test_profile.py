@@ -152,6 +152,23 @@ def test_a_trace_of_a_gpu_is_told_by_part_with_the_copies_that_nothing_hides(
     assert RunDir(tmp_path / "run").read(Profile) is not None
 
 
+def test_another_program_with_instructions_of_the_same_names_is_told_apart(tmp_path: Path) -> None:
+    when = "metadata_id: 1 offset_ps: 4000000 duration_ps: 2000000"
+    text = GPU.replace(when, when + ' stats { metadata_id: 2 str_value: "jit_other" }')
+    text = text.replace(
+        "  event_metadata",
+        '  stat_metadata { key: 2 value { id: 2 name: "hlo_module" } }\n  event_metadata',
+        1,
+    )
+    # Since jaxlib 0.10 a trace may have planes that are no device.
+    text += 'planes { name: "/device:CUSTOM:Megascale Trace" lines { name: "Stream #1" } }'
+    found = profile(traced(tmp_path / "run", ProfileData.text_proto_to_serialized_xspace(text)))
+    rows = {row.part: row.seconds for row in found.rows}
+    assert (rows["vision"], rows["other programs"]) == (pytest.approx(2e-6), pytest.approx(1e-6))
+    assert "gemm_fusion.1 of jit_other" in [kernel.name for kernel in found.kernels]
+    assert found.unnamed_s == pytest.approx(0.5e-6)
+
+
 def test_what_several_devices_do_at_once_is_counted_for_each() -> None:
     events = [Event("a", "k", 0, 10), Event("a", "k", 5, 12), Event("b", "k", 0, 10), Event("a", "k", 20, 21)]
     assert covered(events) == pytest.approx(23e-9)

@@ -8,7 +8,7 @@ from pathlib import Path
 from harness.artifacts import Profile, ProfileKernel, ProfileRow, Traced
 from harness.errors import HarnessError
 from harness.plan.launches import Kernel, kernels_of
-from harness.profile.source import OTHER, Origin, origins
+from harness.profile.source import OTHER, PROGRAMS, Origin, origins, program_of
 from harness.profile.trace import Event, covered, events_of
 from harness.received.files import read_received
 from harness.received.text import word
@@ -39,7 +39,7 @@ def profile(run: Path, kernels: int = 20) -> Profile:
         text = read_received(directory / PROGRAM, run, _PROGRAM_BYTES).decode()
         data = read_received(directory / traced.trace, run, _TRACE_BYTES)
         found, compiled = origins(text), {each.name: each for each in kernels_of(text, unknown=True)}
-        events = events_of(data, set(compiled))
+        events = events_of(data, set(compiled), program_of(text))
     except (ValueError, OSError) as error:
         raise HarnessError(
             "profile-unreadable",
@@ -67,11 +67,12 @@ def _joined(
     # Of one step and one device, so that they stand beside what the compiler says of a device.
     times = traced.steps * len({event.device for event in events})
     seconds, launches = defaultdict[str, float](float), Counter[str]()
+    origin: dict[str, Origin] = {}
     for event in events:
-        seconds[event.name] += (event.end - event.start) * _NANO / times
-        launches[event.name] += 1
-    links = {event.name for event in events if event.link}
-    origin = {name: _link(name) if name in links else found.get(name, _UNKNOWN) for name in seconds}
+        name = event.name if event.program is None else f"{event.name} of {event.program}"
+        seconds[name] += (event.end - event.start) * _NANO / times
+        launches[name] += 1
+        origin[name] = _of(event, found)
     rows: dict[tuple[str, str], list[str]] = defaultdict(list)
     for name, one in origin.items():
         rows[one.part, one.turn].append(name)
@@ -116,12 +117,15 @@ def _joined(
     )
 
 
-_UNKNOWN = Origin("", OTHER, "", None)
+_UNKNOWN, _ELSEWHERE = Origin("", OTHER, "", None), Origin("", PROGRAMS, "", None)
 
 
-def _link(name: str) -> Origin:
-    """The origin of a copy between host and device."""
-    return Origin("copy", TO_DEVICE if "h2d" in name.lower() else FROM_DEVICE, "", None)
+def _of(event: Event, found: dict[str, Origin]) -> Origin:
+    if event.link:
+        return Origin("copy", TO_DEVICE if "h2d" in event.name.lower() else FROM_DEVICE, "", None)
+    if event.program is not None:
+        return _ELSEWHERE
+    return found.get(event.name, _UNKNOWN)
 
 
 def _total(kernel: Kernel | None, what: str) -> int:

@@ -32,8 +32,10 @@ _PARTS = {
 OTHER = "other"
 MOVES = "copies within the device"
 BETWEEN = "between devices"
+PROGRAMS = "other programs"
 _COLLECTIVES = ("all-", "reduce-scatter", "collective-", "ragged-all-to-all")
 _TABLES = ("FileNames", "FunctionNames", "FileLocations", "StackFrames")
+_MODULE = re.compile(r"\AHloModule ([^\s,]++)")
 _ROW = re.compile(r"\A(\d++) (.*)\Z")
 _NUMBERS = re.compile(r"(?<!\w)(\w++)=(\d++)")
 _NAME = re.compile(r'\bop_name="([^"]*+)"')
@@ -70,6 +72,12 @@ def origins(text: str) -> dict[str, Origin]:
         for inside in computations.values()
         for each in inside.values()
     }
+
+
+def program_of(text: str) -> str | None:
+    """The name of the program whose optimized HLO is `text`."""
+    named = _MODULE.match(text)
+    return named[1] if named else None
 
 
 def _origin(each: Instruction, computations: dict[str, Computation], frames: _Frames) -> Origin:
