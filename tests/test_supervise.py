@@ -201,6 +201,14 @@ def test_a_lack_of_device_memory_names_its_phase(phase: str, tmp_path: Path) -> 
     assert f"during {phase}" in error.what
 
 
+def test_a_lack_of_memory_beside_the_pool_is_not_met_by_a_smaller_plan() -> None:
+    said = "RESOURCE_EXHAUSTED: Underlying backend ran out of memory trying to instantiate command buffer"
+    ending = explain(Attempt(phase="step", returncode=2, exhausted=said), plan(), WELL)
+    assert ending is not None
+    assert (ending.error.code, ending.again, ending.smaller) == ("device-out-of-memory", False, False)
+    assert "XLA_FLAGS" in str(ending.error.fix)
+
+
 def test_a_lost_gpu_is_named(tmp_path: Path) -> None:
     lost = Machine(gpus=[CARD.model_copy(update={"error": "GPU is lost"})], host=Host())
     assert refused(tmp_path, "os.kill(os.getpid(), signal.SIGABRT)", look=lambda: lost).code == "gpu-lost"

@@ -15,6 +15,8 @@ from harness.units import format_seconds
 
 # What JAX says before it ends a process because another one of its run is gone.
 _PEERS_ERROR = "JAX distributed service detected fatal errors"
+# XLA's word for CUDA graphs. Source: its message, in the plugin of jaxlib 0.10.2.
+_GRAPHS = "instantiate command buffer"
 # (phase, name of the signal, what was seen) → the cause, where a trainer knows more than that it crashed.
 Crashed = Callable[[str, str, str], HarnessError | None]
 
@@ -50,6 +52,16 @@ def explain(
 
 
 def _device_memory(result: Attempt) -> Ending:
+    if _GRAPHS in (result.exhausted or ""):
+        # The driver takes them beside JAX's pool, so a plan that needs less of the pool is no help.
+        error = HarnessError(
+            "device-out-of-memory",
+            f"the driver had no memory left for CUDA graphs during {result.phase}",
+            got=result.exhausted,
+            need="kernels that are started one by one, or more of the card beside JAX's pool",
+            fix="export XLA_FLAGS=--xla_gpu_enable_command_buffer= and go on with --resume",
+        )
+        return Ending(error)
     error = HarnessError(
         "device-out-of-memory",
         f"the device ran out of memory during {result.phase}, which the plan should have prevented",
