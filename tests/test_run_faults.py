@@ -30,7 +30,7 @@ from harness.train.kernels import compile_pinned
 from harness.train.metrics import UNREAD, MetricsFile
 from tests.support import held_out
 from tests.support.faults import Disk, on
-from tests.support.file_server import TREE, Server, server
+from tests.support.file_server import Server, server
 from tests.test_evaluate_episodes import LINES, OF, directory
 from tests.test_train_metrics import line
 
@@ -210,7 +210,8 @@ def older_steps() -> Writer:
 
 
 def download(found: Server) -> Writer:
-    found.files |= TREE
+    bodies = {"_METADATA": b"{}", "d/abc": b"array" * 2000}
+    found.files |= {f"ck/params/{name}": body for name, body in bodies.items()}
 
     def act(at: Path) -> None:
         fetch_tree("gs://bucket/ck/params", cache=at / "cache")
@@ -219,7 +220,7 @@ def download(found: Server) -> Writer:
         return sorted((path.name, path.read_bytes()) for path in at.rglob("params/**/*") if path.is_file())
 
     def keeps(at: Path) -> bool:
-        sizes = {Path(name).name: len(body) for name, body in TREE.items()}
+        sizes = {Path(name).name: len(body) for name, body in bodies.items()}
         return all(len(body) == sizes[name] for name, body in read(at))
 
     return Writer(nothing, act, read, keeps)
