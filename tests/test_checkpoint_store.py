@@ -1,4 +1,3 @@
-import errno
 import os
 import signal
 import subprocess
@@ -18,7 +17,6 @@ from harness.checkpoint import store as store_module
 from harness.checkpoint.paths import leaf_paths, nested
 from harness.checkpoint.store import Store
 from harness.errors import HarnessError
-from tests.support.faults import Disk, on
 
 STATS = '{"norm_stats": {}}'
 
@@ -317,38 +315,6 @@ def test_a_clock_that_jumps_ahead_ends_no_save(tmp_path, monkeypatch):
     ahead[0] = 365 * 86_400
     store.close()
     assert store.steps() == [1]
-
-
-def test_an_older_step_is_deleted_only_once_the_new_one_is_on_the_disk(tmp_path):
-    """A power cut may leave files empty, and names unmade, that nothing brought to the disk."""
-    (params, train_state), steps = _state(), tmp_path / "checkpoints"
-    store = Store(steps, keep_every_steps=100)
-    _save(store, 1, params, train_state)
-    store.wait()
-    with on(Disk(tmp_path)) as disk:
-        _save(store, 2, params, train_state)
-        store.close()
-    deleted = disk.points.index(("rename", str(steps / "1")))
-    flushed = {name for what, name in disk.points[:deleted] if what == "fsync"}
-    assert {str(path) for path in (steps, *(steps / "2").rglob("*"))} <= flushed
-    assert store.steps() == [2]
-
-
-def test_a_step_that_does_not_reach_the_disk_costs_no_older_one(tmp_path, monkeypatch):
-    params, train_state = _state()
-    store = Store(tmp_path, keep_every_steps=100)
-    _save(store, 1, params, train_state)
-    store.wait()
-
-    def fails(_):
-        raise OSError(errno.EIO, "Input/output error")
-
-    monkeypatch.setattr("harness.checkpoint.store.to_disk", fails)
-    _save(store, 2, params, train_state)
-    with pytest.raises(HarnessError, match="checkpoint of step 2") as caught:
-        store.close()
-    assert caught.value.code == "save-failed"
-    assert 1 in store.steps()
 
 
 def test_a_directory_that_may_not_be_written_any_more_is_told_and_the_step_before_stays(tmp_path):

@@ -11,7 +11,6 @@ from harness.received.text import word
 
 # The errors of a full disk, and of a full quota.
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-_NOT_OURS = (errno.EACCES, errno.EPERM)
 # The longest path that Linux takes.
 _LONGEST_BYTES = 4095
 
@@ -35,8 +34,13 @@ def cannot_write(path: Path, error: OSError) -> HarnessError:
             need="a directory",
             fix="name another directory, or move that file away",
         )
-    got, need, fix = _reason(path, error)
-    return HarnessError("not-writable", f"cannot write {path}: {error.strerror}", got=got, need=need, fix=fix)
+    return HarnessError(
+        "not-writable",
+        f"cannot write {path}: {error.strerror}",
+        got=_got(path, error),
+        need=_need(error),
+        fix=_way_to_write(path, error),
+    )
 
 
 def _full(path: Path, error: OSError) -> HarnessError:
@@ -65,37 +69,55 @@ def _no_inodes(path: Path) -> bool:
     return disk.f_files > 0 and disk.f_favail == 0 and disk.f_bavail > 0
 
 
-def _reason(path: Path, error: OSError) -> tuple[str, str, str]:
-    """(got, need, fix) of an error that a directory with other rights need not mend."""
-    if error.errno == errno.ENAMETOOLONG:
-        longest = max(len(os.fsencode(part)) for part in path.parts)
-        return (
-            f"a name of {longest} bytes in a path of {len(os.fsencode(path))}",
-            f"names of at most 255 bytes, and a path of at most {_LONGEST_BYTES}",
-            "name another file or directory, with a shorter name",
-        )
-    if error.errno == errno.EROFS:
-        return (
-            "a disk that is mounted for reading alone",
-            "a disk that takes writes",
-            "mount it without :ro (compose) or readonly; after errors of the disk: dmesg | tail",
-        )
-    if error.errno in (errno.EMFILE, errno.ENFILE):
-        return (
-            "as many open files as the system allows",
-            "room for one more",
-            "ulimit -n $(ulimit -Hn), then run the same command again",
-        )
-    if error.errno == errno.EFBIG:
-        return "a limit of a file's size", "none", "ulimit -f unlimited, then run the same command again"
-    if error.errno in _NOT_OURS:
-        return (
-            f"uid {os.getuid()}",
-            "a directory that this user may write",
-            f"chown $(id -u) {word(path.parent)}; in compose set HARNESS_UID and HARNESS_GID to your own ids",
-        )
-    return (
-        "a disk that answers with an error",
-        "a working disk",
-        f"look at the disk (df -h {word(path.parent)}; dmesg | tail), then run the same command again",
-    )
+def _got(path: Path, error: OSError) -> str:
+    match error.errno:
+        case errno.ENAMETOOLONG:
+            longest = max(len(os.fsencode(part)) for part in path.parts)
+            return f"a name of {longest} bytes in a path of {len(os.fsencode(path))}"
+        case errno.EROFS:
+            return "a disk that is mounted for reading alone"
+        case errno.EMFILE | errno.ENFILE:
+            return "as many open files as the system allows"
+        case errno.EFBIG:
+            return "a limit of a file's size"
+        case errno.EACCES | errno.EPERM:
+            return f"uid {os.getuid()}"
+        case _:
+            return "a disk that answers with an error"
+
+
+def _need(error: OSError) -> str:
+    match error.errno:
+        case errno.ENAMETOOLONG:
+            return f"names of at most 255 bytes, and a path of at most {_LONGEST_BYTES}"
+        case errno.EROFS:
+            return "a disk that takes writes"
+        case errno.EMFILE | errno.ENFILE:
+            return "room for one more"
+        case errno.EFBIG:
+            return "no such limit"
+        case errno.EACCES | errno.EPERM:
+            return "a directory that this user may write"
+        case _:
+            return "a working disk"
+
+
+def _way_to_write(path: Path, error: OSError) -> str:
+    match error.errno:
+        case errno.ENAMETOOLONG:
+            return "name another file or directory, with a shorter name"
+        case errno.EROFS:
+            return "mount it without :ro (compose) or readonly; after errors of the disk: dmesg | tail"
+        case errno.EMFILE | errno.ENFILE:
+            return "ulimit -n $(ulimit -Hn), then run the same command again"
+        case errno.EFBIG:
+            return "ulimit -f unlimited, then run the same command again"
+        case errno.EACCES | errno.EPERM:
+            return (
+                f"chown $(id -u) {word(path.parent)}; in compose set HARNESS_UID and HARNESS_GID to your own"
+                " ids"
+            )
+        case _:
+            return (
+                f"look at the disk (df -h {word(path.parent)}; dmesg | tail), then run the same command again"
+            )
