@@ -20,6 +20,7 @@ from harness.received.denied import denied
         (errno.EIO, "df -h"),
         (errno.ENAMETOOLONG, "another directory"),
         (errno.ENOMEM, "ulimit -v"),
+        (errno.EMFILE, "ulimit -n"),
         (errno.ENOENT, None),
         (errno.EBADF, None),
     ],
@@ -30,6 +31,13 @@ def test_what_the_system_refuses_is_told_from_a_mistake(
     monkeypatch.setattr(os, "access", lambda path, _: path == Path("/"))
     refusal = denied(OSError(number, os.strerror(number), "/shut/run/manifest.json"))
     assert (None if refusal is None else says in refusal.fix) == (None if says is None else True)
+
+
+@pytest.mark.parametrize(
+    ("number", "refused"), [(errno.ENOSPC, True), (errno.EIO, True), (errno.EBADF, False)]
+)
+def test_a_disk_that_refuses_without_a_name_is_no_mistake(number: int, refused: bool) -> None:
+    assert (denied(OSError(number, os.strerror(number))) is not None) == refused
 
 
 @pytest.mark.parametrize(("number", "says"), [(errno.EACCES, "[path-refused]"), (errno.EBADF, "Traceback")])

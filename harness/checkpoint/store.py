@@ -41,6 +41,7 @@ from harness.errors import HarnessError
 from harness.received.files import ARTIFACT_BYTES, check_stays, there
 from harness.received.json import read_json
 from harness.received.names import below
+from harness.received.writing import name_to_disk, to_disk
 from harness.run.peers import ALONE, Peers
 from harness.run.steps import (
     ASSETS,
@@ -183,9 +184,10 @@ class Store:
                 "RESOURCE_EXHAUSTED" in str(error) and not no_space(str(error))
             ):
                 raise
-            raise self._failed(step, error) from error
+            # Also of a save that had failed before anything was under way: both its items may tell of it.
+            raise self._failed(self._writing[0], error) from error
         if step is not None:
-            self._peers.first(self._prune)
+            self._peers.first(lambda: self._end(step))
             give_back_memory()
 
     def close(self) -> None:
@@ -291,6 +293,20 @@ class Store:
         free, need = shutil.disk_usage(self.directory).free, need_bytes + need_bytes // 20 + MIB
         if free < need:
             raise disk_full(self.directory, step, got=format_bytes(free), need=format_bytes(need))
+
+    def _end(self, step: int) -> None:
+        """Brings the step to the disk, and only then deletes older ones.
+
+        Orbax brings the arrays there. A power cut may take the other files and the names of a step, and would
+        take the run with them if the step before had been deleted.
+        """
+        path = self.directory / str(step)
+        try:
+            to_disk(path)
+            name_to_disk(path)
+        except OSError as error:
+            raise self._failed(step, error) from error
+        self._prune()
 
     def _prune(self) -> None:
         steps = self.steps()

@@ -12,6 +12,7 @@ from harness.checkpoint.failures import no_space
 from harness.errors import HarnessError
 from harness.received.files import there
 from harness.received.text import word
+from harness.received.writing import name_to_disk, to_disk
 from harness.run.steps import INTERRUPTED, PARAMS
 from harness.units import MIB, format_bytes
 
@@ -59,7 +60,10 @@ def whole_or_nothing(destination: Path, need_bytes: int) -> Iterator[Path]:
         temporary.mkdir()
         made = True
         yield temporary
+        # A power cut may not leave the name with empty files.
+        to_disk(temporary)
         temporary.rename(destination)
+        name_to_disk(destination)
     except (OSError, ValueError) as error:
         if no_space(str(error)):
             raise _disk_full(destination, None, None) from error

@@ -16,7 +16,6 @@ from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from harness.download.entry import (
-    FULL,
     PART,
     RESERVED,
     clear_part,
@@ -36,6 +35,7 @@ from harness.received import consent
 from harness.received.consent import Named
 from harness.received.files import walk
 from harness.received.names import why_no_name
+from harness.received.unwritable import NO_SPACE
 from harness.run.directory import cache_root, sha256_file
 from harness.units import MIB, format_bytes
 
@@ -242,6 +242,6 @@ def _fetch_all(
             pool.shutdown(wait=True, cancel_futures=True)
             if not isinstance(error, OSError):
                 raise
-            if error.errno in FULL:
+            if error.errno in NO_SPACE:
                 remove(entry, PART)
             raise write_error(error, entry, source) from error

@@ -12,7 +12,6 @@ This module removes files only inside an entry.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import logging
@@ -27,13 +26,13 @@ from harness.errors import HarnessError
 from harness.received.files import ARTIFACT_BYTES, UnsafeFile
 from harness.received.json import read_json
 from harness.received.names import why_no_name, why_no_relative_name
-from harness.received.text import word
+from harness.received.unwritable import NO_SPACE, cannot_write
 from harness.run.directory import write_atomic
+from harness.run.lock import NO_LOCKS
 
 _LOCK, PART, _SIDECAR = "lock", "part", "source.json"
 # The names in an entry that are not its content.
 RESERVED = frozenset({_LOCK, PART, _SIDECAR})
-FULL = (errno.ENOSPC, errno.EDQUOT)
 # How often an entry may vanish before the error is that of the file system and not of another process.
 _TURNS = 1000
 
@@ -85,7 +84,11 @@ def _locked(entry: Path) -> TextIO:
 def _wait_for(lock: TextIO, entry: Path) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except OSError as error:
+        if error.errno in NO_LOCKS:
+            return
+        if not isinstance(error, BlockingIOError):
+            raise
         # Without a handler, logging writes a warning's bare text to stderr.
         logging.getLogger(__name__).warning("waiting for another process, which downloads into %s", entry)
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -172,12 +175,13 @@ def no_space(entry: Path, source: str, need: str | None, free: str | None, part:
 
 def write_error(error: OSError, entry: Path, source: str) -> HarnessError:
     """The HarnessError for a system error while writing the entry."""
-    if error.errno in FULL:
+    if error.errno in NO_SPACE:
         return no_space(entry, source, None, None, "the part that had arrived was removed")
+    why = cannot_write(entry, error)
     return HarnessError(
         "download-not-writable",
         f"cannot write the cache {entry}: {error.strerror or error}",
-        got=f"uid {os.getuid()}",
-        need="a cache directory that this user may write",
-        fix=f"chown $(id -u) {word(entry.parent)}, or point HARNESS_CACHE at another directory",
+        got=why.got,
+        need=why.need,
+        fix=f"point HARNESS_CACHE at another directory; or {why.fix}",
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,9 +26,10 @@ from harness.errors import HarnessError
 from harness.evaluate.schedule import keys
 from harness.received.files import open_received, there
 from harness.received.text import word
+from harness.received.unwritable import cannot_write
 from harness.received.writing import open_to_write
 from harness.recipe.meaning import changed_keys, flat
-from harness.run.directory import RunDir, cannot_write, write_atomic
+from harness.run.directory import RunDir, write_atomic
 from harness.run.evaluations import name_of
 from harness.run.lock import locked
 
@@ -80,7 +81,9 @@ class Recorder:
             os.fsync(self._descriptor)
         except OSError as error:
             # Half a line of a full disk would take the next line with it.
-            os.ftruncate(self._descriptor, size)
+            # If that fails too, the next start takes it away.
+            with suppress(OSError):
+                os.ftruncate(self._descriptor, size)
             raise cannot_write(path, error) from error
 
 

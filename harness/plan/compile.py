@@ -82,12 +82,12 @@ def compiled(request: Request, *, uuids: tuple[str, ...] = ()) -> Answer:
 
 def answered(request: Request) -> Answer | None:
     """The cached answer to `request`, or None."""
-    kept = _kept(request)
-    if kept.is_file():
+    # One that cannot be read, for another user wrote it, costs time, and not the answer.
+    with contextlib.suppress(OSError):
         try:
-            return Answer.model_validate_json(kept.read_text())
+            return Answer.model_validate_json(_kept(request).read_text())
         except ValueError:
-            kept.unlink(missing_ok=True)
+            _kept(request).unlink()
     return None
 
 

@@ -135,11 +135,13 @@ def answered(question: Question, uuids: tuple[str, ...] = (), *, recompile: bool
     Raises: those of `plan.compile.in_child`.
     """
     kept = cache_root() / "plans" / f"serve-{_key(question)}.json"
-    if kept.is_file() and not recompile:
+    # One that cannot be read, for another user wrote it, costs time, and not the answer.
+    with contextlib.suppress(OSError):
         try:
-            return Answer.model_validate_json(kept.read_text())
+            if not recompile:
+                return Answer.model_validate_json(kept.read_text())
         except ValueError:
-            kept.unlink(missing_ok=True)
+            kept.unlink()
     said = in_child(
         "harness.plan.serving",
         question.model_dump_json(),

@@ -25,6 +25,8 @@ _DISK = frozenset(
         errno.EHOSTDOWN,
     }
 )
+# Of these no error of this program is one, even where nothing says which file it was.
+_DISK_ALONE = frozenset({errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE})
 
 
 def denied(error: Exception) -> HarnessError | None:
@@ -40,11 +42,12 @@ def denied(error: Exception) -> HarnessError | None:
             need="memory for the files that are read",
             fix="ulimit -v unlimited; or give the container or the machine more memory",
         )
-    if (
-        not isinstance(error, OSError)
-        or not isinstance(error.filename, str)
-        or error.errno not in _PERMISSION | _DISK
-    ):
+    if not isinstance(error, OSError):
+        return None
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return _too_many()
+    named = isinstance(error.filename, str)
+    if error.errno not in (_PERMISSION | _DISK if named else _DISK_ALONE):
         return None
     if error.errno in _PERMISSION:
         return HarnessError(
@@ -56,9 +59,19 @@ def denied(error: Exception) -> HarnessError | None:
         )
     return HarnessError(
         "path-refused",
-        f"{error.filename[:200]} cannot be used: {error.strerror}",
+        f"{error.filename[:200] if named else 'a file'} cannot be used: {error.strerror}",
         need="a disk that answers and has space, and a name that it takes",
         fix="df -h; or name another directory",
+    )
+
+
+def _too_many() -> HarnessError:
+    return HarnessError(
+        "too-many-files",
+        "the system lets this process open no more files",
+        got=f"ulimit -n {resource.getrlimit(resource.RLIMIT_NOFILE)[0]}",
+        need="room for the files that are read",
+        fix="ulimit -n $(ulimit -Hn), then run the same command again",
     )
 
 

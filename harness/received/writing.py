@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 import stat
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,6 +21,12 @@ from harness.received.text import word
 # The descriptor is not inherited by programs started later. The open follows no link, does not wait for a
 # FIFO, and takes no controlling terminal.
 _FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+
+# The longest name of a file, and what makes a temporary one new.
+_NAME_BYTES = 255
+_RANDOM_BYTES = 8
+# No writer takes so long.
+_LEFT_S = 86_400
 
 
 def open_to_write(path: Path, *, append: bool = False) -> int:
@@ -51,8 +59,65 @@ def open_beside(path: Path) -> tuple[int, Path]:
 
     Raises: OSError as `os.open` does.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    temporary = path.with_name(f".{_stem(path)}.{secrets.token_hex(_RANDOM_BYTES)}")
     return os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o666), temporary
+
+
+def _stem(path: Path) -> str:
+    """As much of the name of `path` as leaves room for what is written around it."""
+    name = os.fsencode(path.name)
+    most = _NAME_BYTES - 2 * _RANDOM_BYTES - 2
+    return path.name if len(name) <= most else name[:most].decode(errors="ignore")
+
+
+def sweep_beside(path: Path) -> None:
+    """Removes what `open_beside` made for `path` a day ago or longer: its writer was killed."""
+    left = re.compile(rf"\.{re.escape(_stem(path))}\.[0-9a-f]{{{2 * _RANDOM_BYTES}}}")
+    with suppress(OSError), os.scandir(path.parent) as entries:
+        for entry in entries:
+            if (
+                left.fullmatch(entry.name)
+                and entry.is_file(follow_symlinks=False)
+                and time.time() - entry.stat(follow_symlinks=False).st_mtime > _LEFT_S
+            ):
+                os.unlink(entry.path)
+
+
+def to_disk(directory: Path) -> None:
+    """Brings every file and every name below `directory` to the disk. A power cut then takes none of them.
+
+    Raises: OSError, if the disk does not take them.
+    """
+    for folder, _, names in os.walk(directory, topdown=False):
+        for name in names:
+            _flushed(os.path.join(folder, name), 0)
+        _flushed(folder, os.O_DIRECTORY)
+
+
+def name_to_disk(path: Path) -> None:
+    """Brings the name `path` to the disk, after it was made or renamed.
+
+    Raises: OSError.
+    """
+    _flushed(str(path.parent), os.O_DIRECTORY)
+
+
+def _flushed(path: str, flags: int) -> None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | flags)
+    except OSError as error:
+        # A link, or a file that the umask closed to its own writer, is left to the system.
+        if error.errno in (errno.ELOOP, errno.EACCES):
+            return
+        raise
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network disks have no such call, for directories above all.
+        if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _check_regular(path: Path, mode: int) -> None:

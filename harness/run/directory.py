@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -10,6 +9,7 @@ import re
 import stat
 from collections.abc import Iterable
 from concurrent.futures import CancelledError
+from contextlib import suppress
 from pathlib import Path
 from threading import Event
 from typing import Any, TypeVar
@@ -23,7 +23,8 @@ from harness.received.files import ARTIFACT_BYTES, UnsafeFile, check_stays, read
 from harness.received.json import read_json
 from harness.received.litter import is_litter
 from harness.received.text import word
-from harness.received.writing import open_beside
+from harness.received.unwritable import cannot_write
+from harness.received.writing import open_beside, sweep_beside
 from harness.redact import redact, redact_json
 from harness.strict import parse
 
@@ -47,8 +48,6 @@ PROFILE = "profile"
 PROGRAM = "step.hlo.txt"
 # What is read of a file at a time to hash it.
 _BLOCK_BYTES = 2**18
-# The errors of a full disk, and of a full quota.
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 def sha256_json(value: Any) -> str:
@@ -98,7 +97,8 @@ def write_atomic(path: Path, content: str | bytes, *, root: Path | None = None) 
     """Writes `content` to `path` atomically. Secrets in a text are redacted.
 
     Whenever the process dies, `path` holds either its old content or all of `content`. A link of that name is
-    replaced, not followed. With `root`, links above the file may not lead out of `root` either.
+    replaced, not followed. With `root`, links above the file may not lead out of `root` either. What a killed
+    writer of `path` has left beside it is removed a day later.
     Raises: HarnessError "disk-full" or "not-writable"; UnsafeFile "file-leaves-root".
     """
     if root is not None:
@@ -116,50 +116,13 @@ def write_atomic(path: Path, content: str | bytes, *, root: Path | None = None) 
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         except BaseException:
-            temporary.unlink(missing_ok=True)
+            # Why the disk refused is told, and not that it refuses this too.
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
             raise
+        sweep_beside(path)
     except OSError as error:
         raise cannot_write(path, error) from error
-
-
-def cannot_write(path: Path, error: OSError) -> HarnessError:
-    """The HarnessError for `error`: "disk-full", or "not-writable" for every other reason."""
-    if error.errno in _NO_SPACE:
-        return HarnessError(
-            "disk-full",
-            f"no space to write {path}; checkpoints that are whole stay whole",
-            got=error.strerror,
-            need="free space",
-            fix=(
-                f"free space in {path.parent} (old runs; harness inspect RUN --clean deletes interrupted"
-                " saves), then go on with --resume"
-            ),
-        )
-    if error.errno == errno.EISDIR:
-        return HarnessError(
-            "not-writable",
-            f"cannot write {path}: a directory has its name",
-            need="a file there, or nothing",
-            fix=f"mv {word(path)} {word(f'{path}.old')}",
-        )
-    if isinstance(error, FileExistsError | NotADirectoryError):
-        return HarnessError(
-            "not-writable",
-            f"cannot write {path}: a file is where a directory is needed",
-            got=error.filename or str(path.parent),
-            need="a directory",
-            fix="name another directory, or move that file away",
-        )
-    return HarnessError(
-        "not-writable",
-        f"cannot write {path}: {error.strerror}",
-        got=f"uid {os.getuid()}",
-        need="a directory that this user may write",
-        fix=(
-            f"chown $(id -u) {word(path.parent)}; in compose set HARNESS_UID and HARNESS_GID to your own ids;"
-            " a read-only volume: mount it without :ro"
-        ),
-    )
 
 
 class RunDir:

@@ -14,19 +14,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from harness.errors import HarnessError
 from harness.received.files import LOCK_BYTES, open_received
 from harness.received.json import parse_json
 from harness.received.text import word
+from harness.received.unwritable import cannot_write
 from harness.received.writing import open_to_write
 
 LOCK = ".lock"
 # The year 5138.
 _LAST_TIME = 10**11
-# The errors of a filesystem without locks (some network filesystems). The run then continues without a lock.
-_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
+# The errors of a filesystem without locks (some network filesystems). Work there goes on without a lock.
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 @contextmanager
@@ -35,20 +36,15 @@ def locked(run: Path) -> Iterator[int]:
 
     A child that inherits the descriptor holds the lock too. No other process gets the lock before both have
     ended.
-    Raises: HarnessError "run-busy" if a living process holds it, "not-writable" if the directory cannot be
-    written; UnsafeFile "file-not-regular" if a link or FIFO has the lock's name.
+    Raises: HarnessError "run-busy" if a living process holds it, "not-writable" or "disk-full" if the
+    directory cannot be written; UnsafeFile "file-not-regular" if a link or FIFO has the lock's name.
     """
     try:
         run.mkdir(parents=True, exist_ok=True)
-        file = os.fdopen(open_to_write(run / LOCK), "r+b")
+        # Unbuffered, so that closing has nothing left to write that could fail a second time.
+        file = os.fdopen(open_to_write(run / LOCK), "r+b", buffering=0)
     except OSError as error:
-        raise HarnessError(
-            "not-writable",
-            f"cannot write in {run}: {error.strerror}",
-            got=f"uid {os.getuid()}",
-            need="a run directory that this user may write",
-            fix=f"chown $(id -u) {word(run)}; in compose set HARNESS_UID and HARNESS_GID to your own ids",
-        ) from error
+        raise cannot_write(run / LOCK, error) from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -64,14 +60,15 @@ def locked(run: Path) -> Iterator[int]:
                 ),
             ) from error
         except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
-        file.seek(0)
-        file.truncate()
-        file.write(
-            json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}).encode()
-        )
-        file.flush()
+            if error.errno not in NO_LOCKS:
+                raise cannot_write(run / LOCK, error) from error
+        who = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
+        try:
+            file.seek(0)
+            file.truncate()
+            file.write(json.dumps(who).encode())
+        except OSError as error:
+            raise cannot_write(run / LOCK, error) from error
         yield file.fileno()
 
 
@@ -111,7 +108,7 @@ def last_host(run: Path) -> str | None:
     return str(host) if host else None
 
 
-def _read(file: BinaryIO) -> dict[str, object]:
+def _read(file: IO[bytes]) -> dict[str, object]:
     """The lock file's data on its holder; empty if the file is not a lock file."""
     file.seek(0)
     try:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import BinaryIO
 
 import msgpack
 
@@ -42,7 +41,8 @@ class Recorder:
             )
             # What a robot saw is for nobody else on the machine.
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-            self._file: BinaryIO = os.fdopen(os.open(self.path, flags, 0o600), "ab")
+            # Unbuffered, so that closing has nothing left to write that could fail a second time.
+            self._file = os.fdopen(os.open(self.path, flags, 0o600), "ab", buffering=0)
         except OSError as error:
             raise HarnessError(
                 "record-unwritable",
@@ -68,8 +68,9 @@ class Recorder:
             if disk.f_bavail * disk.f_frsize < _LEAST_FREE_BYTES + len(packed):
                 self.full = f"less than {format_bytes(_LEAST_FREE_BYTES)} are free at {self.path.parent}"
                 return
-            self._file.write(packed)
-            self._file.flush()
+            rest = packed
+            while rest:
+                rest = rest[self._file.write(rest) :]
         except OSError as error:
             self.full = f"{self.path}: {error.strerror}"
             return

@@ -10,8 +10,9 @@ from typing import Any
 
 from harness.artifacts.held_out import HeldOutLine, line_of
 from harness.received.files import METRICS_BYTES, read_received, there
+from harness.received.unwritable import cannot_write
 from harness.received.writing import open_to_write
-from harness.run.directory import cannot_write, write_atomic
+from harness.run.directory import write_atomic
 
 
 class HeldOutFile:

@@ -315,6 +315,8 @@ class _Trainer:
 
     def _save(self, state: TrainState, step: int) -> None:
         job, before = self._job, time.monotonic()
+        if self._records is not None:
+            self._records.metrics.to_disk()
         record = {
             "step": step,
             "recipe": job.recipe.model_dump(mode="json"),

@@ -12,9 +12,10 @@ import numpy as np
 from harness.artifacts import Metrics
 from harness.artifacts.metrics_lines import read_lines
 from harness.errors import HarnessError
-from harness.received.files import METRICS_BYTES, there
+from harness.received.files import METRICS_BYTES, read_received, there
+from harness.received.unwritable import cannot_write
 from harness.received.writing import open_to_write
-from harness.run.directory import cannot_write, write_atomic
+from harness.run.directory import write_atomic
 from harness.units import format_bytes
 
 # The end of the name of the file for lines that could not be read.
@@ -53,15 +54,20 @@ def _check_size(path: Path) -> None:
 
 
 def _set_aside(path: Path, lines: list[bytes]) -> None:
-    """Adds the lines to the file beside `path` for what could not be read there."""
+    """Adds the lines to the file beside `path` for what could not be read there.
+
+    What a kill let an earlier start set aside is there already, and is not added again.
+    Raises: HarnessError "disk-full" or "not-writable"; UnsafeFile.
+    """
     if not lines:
         return
-    beside = path.with_name(f"{path.name}{UNREAD}")
+    beside, new = path.with_name(f"{path.name}{UNREAD}"), b"".join(lines)
     try:
-        with os.fdopen(open_to_write(beside, append=True), "r+b", buffering=0) as file:
-            file.write(b"".join(lines))
+        before = read_received(beside, path.parent, METRICS_BYTES) if there(beside) else b""
     except OSError as error:
         raise cannot_write(beside, error) from error
+    if not before.endswith(new):
+        write_atomic(beside, before + new)
 
 
 class MetricsFile:
@@ -105,6 +111,16 @@ class MetricsFile:
         try:
             while rest:
                 rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            raise cannot_write(self._path, error) from error
+
+    def to_disk(self) -> None:
+        """Returns when the disk has what was written: the lines of a saved step stay, as the step does.
+
+        Raises: HarnessError "disk-full" or "not-writable".
+        """
+        try:
+            os.fsync(self._file.fileno())
         except OSError as error:
             raise cannot_write(self._path, error) from error
 
