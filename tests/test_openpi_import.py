@@ -85,6 +85,30 @@ def test_both_adapters_without_a_filter() -> None:
     assert "fits" in found.unknown
 
 
+@pytest.mark.parametrize(
+    ("line", "relative"),
+    [
+        ("pi05_aloha_pen_uncap --exp-name x --data.action-sequence-keys action", ["0-5", "7-12"]),
+        ("pi05_full_droid_finetune --exp-name x", ["0-6"]),
+        ("pi05_full_droid_finetune --exp-name x --data.action-space JOINT_VELOCITY", None),
+        # Upstream reads velocities whatever else is said, and takes no differences.
+        ("pi05_full_droid_finetune --exp-name x --data.action-space None", None),
+    ],
+)
+def test_how_actions_are_read(line: str, relative: list[str] | None) -> None:
+    found = asked(line)
+    assert found.recipe is not None, found.unknown
+    assert found.recipe["data"].get("relative") == relative
+
+
+def test_what_openpi_parses_and_does_not_start_with() -> None:
+    for line in (
+        "pi05_libero --exp-name ''",
+        "pi05_full_droid_finetune --exp-name x --data.rlds-data-dir None",
+    ):
+        assert "required-option" in checks(asked(line), "warning")
+
+
 def test_the_command_that_is_meant_is_real_lora() -> None:
     """The command that is advised is explained as LoRA in turn; openpi itself counts the same for it (tried
     at the commit).

@@ -108,7 +108,8 @@ def _aloha(command: Command, data: dict[str, Any]) -> Read:
 
 def _droid_rlds(command: Command, data: dict[str, Any]) -> Read:
     options = command.effective
-    positions = "VELOCITY" not in str(options["data.action-space"]).upper()
+    # Upstream has one test for both: whatever is not this, also None, is velocities as they are recorded.
+    positions = options["data.action-space"] == "JOINT_POSITION"
     actions = "joint positions" if positions else "joint velocities"
     differs = [
         Differs(
@@ -128,7 +129,7 @@ def _droid_rlds(command: Command, data: dict[str, Any]) -> Read:
             " dataset is converted",
         ),
     ]
-    if str(options.get("data.datasets", "")).count("RLDSDataset(") > 1:
+    if "data.datasets.1.name" in options:
         differs.append(
             Differs(
                 "openpi draws from several weighted datasets; the recipe has one",
