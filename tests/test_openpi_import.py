@@ -101,6 +101,25 @@ def test_how_actions_are_read(line: str, relative: list[str] | None) -> None:
     assert found.recipe["data"].get("relative") == relative
 
 
+@pytest.mark.parametrize(
+    ("line", "asset", "statistics"),
+    [
+        ("pi05_libero --exp-name x --data.repo-id /data/my_set/", "my_set", None),
+        ("pi05_libero --exp-name x --data.repo-id ../up/set", "set", None),
+        ("pi05_droid_finetune --exp-name x --data.assets.asset-id /data/d", "d", "/data/d"),
+        ("pi05_droid_finetune --exp-name x --data.repo-id /data/d", "droid", "base"),
+        ("pi05_libero --exp-name x --data.repo-id /data/d --data.assets.asset-id a/b", "a/b", None),
+    ],
+)
+def test_a_dataset_that_is_named_by_its_path(line: str, asset: str, statistics: str | None) -> None:
+    """openpi takes a path for the dataset's name, and then also for the place of its statistics."""
+    found = asked(line)
+    assert found.recipe is not None
+    assert (found.recipe["data"]["asset_id"], found.recipe["data"].get("norm_stats")) == (asset, statistics)
+    outside = f"--data.assets.asset-id {asset}" in "".join(finding.fix for finding in found.findings)
+    assert outside == (asset not in ("droid", "a/b"))
+
+
 def test_what_openpi_parses_and_does_not_start_with() -> None:
     for line in (
         "pi05_libero --exp-name ''",
