@@ -74,6 +74,8 @@ def test_values(words: str, option: str, value: object) -> None:
         ("pi05_full_droid_finetune --data.action-space JOINT_VELOCITY", "JOINT_VELOCITY"),
         ("pi05_full_droid_finetune --data.action-space None", None),
         ("pi05_libero --pytorch-weight-path ''", ""),
+        ("pi05_libero --optimizer.b2 -inf", float("-inf")),
+        ("pi05_libero --project-name=-x", "-x"),
     ],
 )
 def test_values_of_several_words_and_of_members(line: str, value: object) -> None:
@@ -124,6 +126,7 @@ def test_values_that_openpi_refuses(line: str, code: str, fix: str) -> None:
         ("--batch-size -8", "openpi-option-invalid"),
         ("--fsdp-devices 0", "openpi-option-invalid"),
         ("--batch-size --overwrite", "openpi-option-invalid"),
+        ("--exp-name -x", "openpi-option-invalid"),
         ("--ema-decay none", "openpi-option-invalid"),
         ("--wandb-enabled False", "openpi-option-invalid"),
         ("--overwrite=True", "openpi-option-invalid"),

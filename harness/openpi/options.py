@@ -115,16 +115,23 @@ def _options(tokens: list[str], name: str, config: Config) -> dict[str, Any]:
             continue
         if kind.type in ("strings", "numbers"):
             values = [value] if equals else []
-            while waiting and not waiting[0].startswith("--"):
+            while waiting and not _is_option(waiting[0]):
                 values.append(waiting.pop(0))
             given[option] = [_value(each, option, kind) for each in values]
             continue
         if not equals:
-            if not waiting or waiting[0].startswith("--"):
+            if not waiting or _is_option(waiting[0]):
                 raise _invalid(token, option, kind)
             value = waiting.pop(0)
         given[option] = _value(value, option, kind)
     return given
+
+
+def _is_option(word: str) -> bool:
+    """True if a word is an option and no value: a letter follows its hyphens. `-5` and `-inf` are values."""
+    name = word.partition("=")[0]
+    begins = name.startswith("-") and name.lstrip("-")[:1].isalpha()
+    return word == "--" or (begins and name[1:].lower() not in ("inf", "infinity", "nan"))
 
 
 def _known(written: str, name: str, config: Config) -> tuple[str, bool]:
@@ -237,5 +244,7 @@ def said(name: str, options: dict[str, object]) -> str:
             parent, _, last = option.rpartition(".")
             words.append(f"--{option}" if value else "--" + f"{parent}.no-{last}".strip("."))
         else:
-            words += [f"--{option}", *map(str, value if isinstance(value, list) else [value])]
+            values = [str(each) for each in (value if isinstance(value, list) else [value])]
+            joined = values[:1] and _is_option(values[0])
+            words += [f"--{option}={values[0]}", *values[1:]] if joined else [f"--{option}", *values]
     return shlex.join(words)
