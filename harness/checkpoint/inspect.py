@@ -19,6 +19,7 @@ from harness.checkpoint.item import Array, Item
 from harness.checkpoint.scan import Found, find, interrupted_save
 from harness.checkpoint.steps import (
     Step,
+    has_weights,
     named_base,
     parameter_path,
     read_steps,
@@ -82,7 +83,7 @@ def inspect(
         "steps": [s.report for s in steps],
         "interrupted": interrupted,
     }
-    described = next((s for s in reversed(steps) if s.report.complete), None)
+    described = next((s for s in reversed(steps) if has_weights(s.report)), None)
     if described is None:
         described, partial = (
             next((s for s in reversed(steps) if s.trees.get("params") and s.trees["params"].arrays), None),
