@@ -8,7 +8,7 @@ from harness.artifacts import Moved
 from harness.checkpoint.adapters import base_group, partner, product
 from harness.checkpoint.moved import Tree, compare_parameters
 from harness.checkpoint.scan import find
-from harness.checkpoint.steps import Step, has_weights, named_base, read_steps, recorded_recipe
+from harness.checkpoint.steps import Step, named_base, read_steps, recorded_recipe
 from harness.errors import HarnessError
 from harness.received.text import word
 from harness.recipe.schema import Recipe
@@ -76,7 +76,7 @@ def _other(step: Step, against: str) -> Step:
         )
     else:
         path = Path(against)
-    whole = [each for each in read_steps(find(path)) if has_weights(each.report) and each.parameters]
+    whole = [each for each in read_steps(find(path)) if each.has_weights and each.parameters]
     if not whole:
         raise HarnessError(
             "nothing-to-compare",

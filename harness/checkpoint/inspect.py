@@ -19,7 +19,6 @@ from harness.checkpoint.item import Array, Item
 from harness.checkpoint.scan import Found, find, interrupted_save
 from harness.checkpoint.steps import (
     Step,
-    has_weights,
     named_base,
     parameter_path,
     read_steps,
@@ -83,7 +82,7 @@ def inspect(
         "steps": [s.report for s in steps],
         "interrupted": interrupted,
     }
-    described = next((s for s in reversed(steps) if has_weights(s.report)), None)
+    described = next((s for s in reversed(steps) if s.has_weights), None)
     if described is None:
         described, partial = (
             next((s for s in reversed(steps) if s.trees.get("params") and s.trees["params"].arrays), None),

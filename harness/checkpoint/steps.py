@@ -39,6 +39,11 @@ class Step(NamedTuple):
     lacks: list[str]
 
     @property
+    def has_weights(self) -> bool:
+        """As the function says of its report."""
+        return has_weights(self.report)
+
+    @property
     def parameters(self) -> dict[str, Array]:
         """The parameters by path."""
         tree = self.trees.get(PARAMS)
