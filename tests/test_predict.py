@@ -263,8 +263,7 @@ def test_a_step_whose_train_state_was_deleted_is_whole_for_its_weights(whose: st
         directory, number = openpi_checkpoint("full", tmp_path), 4
     shutil.rmtree(directory / f"{number}/train_state")
     assert locate(str(directory)).step == locate(str(directory / str(number))).step == number
-    found = inspect(directory)
-    assert (found.step, found.steps[-1].missing, found.partial) == (number, ["train_state/"], False)
+    assert inspect(directory).steps[-1].missing == ["train_state/"]
 
 
 def machine(*free: int) -> Machine:

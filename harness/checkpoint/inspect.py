@@ -82,7 +82,7 @@ def inspect(
         "steps": [s.report for s in steps],
         "interrupted": interrupted,
     }
-    described = next((s for s in reversed(steps) if s.has_weights), None)
+    described = next((s for s in reversed(steps) if s.report.complete), None)
     if described is None:
         described, partial = (
             next((s for s in reversed(steps) if s.trees.get("params") and s.trees["params"].arrays), None),
