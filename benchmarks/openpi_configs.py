@@ -3,8 +3,8 @@ harness/openpi/configs.json.
 
     python -m benchmarks.openpi_configs --openpi CHECKOUT --python ENV/bin/python
 
-ENV holds what openpi's training/config.py imports; where lerobot is not installed, an empty module stands in
-for it. Without both options it says so, and nothing is done.
+ENV holds what openpi's training/config.py imports; where torch, transformers or lerobot is not installed, an
+empty module stands in for it. Without both options it says so, and nothing is done.
 """
 
 from __future__ import annotations
@@ -22,23 +22,17 @@ from typing import Any
 COMMIT = "15a9616"
 TABLE = Path(__file__).parent.parent / "harness/openpi/configs.json"
 REQUIRED = "<required>"
+# Source: openpi src/openpi/models/pi0_config.py `__post_init__`, which refuses any other.
+COMPILE_MODES = ["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
 
 def described() -> dict[str, Any]:
     """Kinds of options, and of each configuration its model, whether it freezes, and its defaults; runs
     inside upstream's environment.
     """
-    # As in openpi_compiled_child.py: each runs alone there, where the harness is not installed.
-    try:
-        import lerobot.common.datasets.lerobot_dataset  # noqa: F401
-    except ImportError:
-        for name in (
-            "lerobot",
-            "lerobot.common",
-            "lerobot.common.datasets",
-            "lerobot.common.datasets.lerobot_dataset",
-        ):
-            sys.modules[name] = types.ModuleType(name)
+    from openpi_absent import stand_in
+
+    stand_in()
     from flax import nnx
     from openpi.training import config as configs
 
@@ -65,7 +59,13 @@ def repack_of(data: Any) -> dict[str, Any] | None:
 
 
 def walk(node: Any, prefix: str, defaults: dict[str, Any], kinds: dict[str, Any]) -> None:
+    """Adds the options of a configuration, as tyro makes them.
+
+    The members of a tuple of dataclasses and of a dict have options of their own. A dict that is None by
+    default has none, nor has a class.
+    """
     import dataclasses
+    import enum
 
     hints = typing.get_type_hints(type(node), include_extras=True)
     for field in dataclasses.fields(node):
@@ -76,20 +76,36 @@ def walk(node: Any, prefix: str, defaults: dict[str, Any], kinds: dict[str, Any]
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             walk(value, path, defaults, kinds)
             continue
+        if isinstance(value, tuple | list) and any(map(dataclasses.is_dataclass, value)):
+            for number, each in enumerate(value):
+                walk(each, f"{path}.{number}", defaults, kinds)
+            continue
+        for name, one in value.items() if isinstance(value, dict) else ():
+            option = f"{path}.{name}".replace("_", "-")
+            kinds[option], defaults[option] = {"type": "str" if isinstance(one, str) else "numbers"}, one
         option = path.replace("_", "-")
         kind = kind_of(hint)
+        if field.name == "pytorch_compile_mode":
+            kind |= {"type": "choice", "choices": COMPILE_MODES}
+        if kind["type"] == "other":
+            continue
         # Two models have other choices of one option: the longer list, which holds the shorter.
         kinds[option] = max(kinds.get(option, kind), kind, key=lambda one: len(one.get("choices", [])))
         defaults[option] = (
             REQUIRED
             if "MISSING" in repr(value)
+            else value.name
+            if isinstance(value, enum.Enum)
+            else list(value)
+            if kind["type"] == "strings"
             else value
-            if isinstance(value, str | int | float | None)
-            else repr(value)
         )
 
 
 def kind_of(hint: Any) -> dict[str, Any]:
+    import collections.abc
+    import enum
+
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
         return kind_of(inner[0])
@@ -97,6 +113,10 @@ def kind_of(hint: Any) -> dict[str, Any]:
         return {"type": "choice", "choices": list(inner)}
     if origin in (typing.Union, types.UnionType):
         return kind_of(next(one for one in inner if one is not type(None))) | {"optional": True}
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return {"type": "choice", "choices": [one.name for one in hint]}
+    if origin is collections.abc.Sequence and inner == (str,):
+        return {"type": "strings"}
     return {"type": hint.__name__ if hint in (int, float, str, bool) else "other"}
 
 

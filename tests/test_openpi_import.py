@@ -85,6 +85,49 @@ def test_both_adapters_without_a_filter() -> None:
     assert "fits" in found.unknown
 
 
+@pytest.mark.parametrize(
+    ("line", "relative"),
+    [
+        ("pi05_aloha_pen_uncap --exp-name x --data.action-sequence-keys action", ["0-5", "7-12"]),
+        ("pi05_full_droid_finetune --exp-name x", ["0-6"]),
+        ("pi05_full_droid_finetune --exp-name x --data.action-space JOINT_VELOCITY", None),
+        # Upstream reads velocities whatever else is said, and takes no differences.
+        ("pi05_full_droid_finetune --exp-name x --data.action-space None", None),
+    ],
+)
+def test_how_actions_are_read(line: str, relative: list[str] | None) -> None:
+    found = asked(line)
+    assert found.recipe is not None, found.unknown
+    assert found.recipe["data"].get("relative") == relative
+
+
+@pytest.mark.parametrize(
+    ("line", "asset", "statistics"),
+    [
+        ("pi05_libero --exp-name x --data.repo-id /data/my_set/", "my_set", None),
+        ("pi05_libero --exp-name x --data.repo-id ../up/set", "set", None),
+        ("pi05_droid_finetune --exp-name x --data.assets.asset-id /data/d", "d", "/data/d"),
+        ("pi05_droid_finetune --exp-name x --data.repo-id /data/d", "droid", "base"),
+        ("pi05_libero --exp-name x --data.repo-id /data/d --data.assets.asset-id a/b", "a/b", None),
+    ],
+)
+def test_a_dataset_that_is_named_by_its_path(line: str, asset: str, statistics: str | None) -> None:
+    """openpi takes a path for the dataset's name, and then also for the place of its statistics."""
+    found = asked(line)
+    assert found.recipe is not None
+    assert (found.recipe["data"]["asset_id"], found.recipe["data"].get("norm_stats")) == (asset, statistics)
+    outside = f"--data.assets.asset-id {asset}" in "".join(finding.fix for finding in found.findings)
+    assert outside == (asset not in ("droid", "a/b"))
+
+
+def test_what_openpi_parses_and_does_not_start_with() -> None:
+    for line in (
+        "pi05_libero --exp-name ''",
+        "pi05_full_droid_finetune --exp-name x --data.rlds-data-dir None",
+    ):
+        assert "required-option" in checks(asked(line), "warning")
+
+
 def test_the_command_that_is_meant_is_real_lora() -> None:
     """The command that is advised is explained as LoRA in turn; openpi itself counts the same for it (tried
     at the commit).

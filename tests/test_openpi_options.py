@@ -11,7 +11,7 @@ import pytest
 
 from harness.errors import HarnessError
 from harness.openpi import configs as openpi_configs
-from harness.openpi.options import read
+from harness.openpi.options import read, said
 
 
 @pytest.mark.parametrize(
@@ -63,6 +63,57 @@ def test_values(words: str, option: str, value: object) -> None:
 
 
 @pytest.mark.parametrize(
+    ("line", "value"),
+    [
+        ("pi05_aloha --data.action-sequence-keys action b --seed 1", ["action", "b"]),
+        ("pi05_aloha --data.action_sequence_keys=action", ["action"]),
+        ("pi05_aloha --data.action-sequence-keys --overwrite", []),
+        ("pi05_aloha --policy-metadata.reset-pose 0 -1.5 1", [0, -1.5, 1]),
+        ("pi05_full_droid_finetune --data.datasets.0.weight 0.5", 0.5),
+        ("pi05_droid_jointpos_polaris --data.datasets.1.filter-dict-path None", None),
+        ("pi05_full_droid_finetune --data.action-space JOINT_VELOCITY", "JOINT_VELOCITY"),
+        ("pi05_full_droid_finetune --data.action-space None", None),
+        ("pi05_libero --pytorch-weight-path ''", ""),
+        ("pi05_libero --optimizer.b2 -inf", float("-inf")),
+        ("pi05_libero --project-name=-x", "-x"),
+    ],
+)
+def test_values_of_several_words_and_of_members(line: str, value: object) -> None:
+    for words in ([line], shlex.split(line)):
+        command = read(words)
+        assert next(iter(command.given.values())) == value
+        again = read(shlex.split(said(command.name, command.given)))
+        assert again.given == command.given
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "fix"),
+    [
+        (
+            "pi05_full_droid_finetune --data.action-space joint_velocity",
+            "openpi-option-invalid",
+            "--data.action-space JOINT_VELOCITY",
+        ),
+        (
+            "pi05_libero --model.pytorch-compile-mode max_autotune",
+            "openpi-option-invalid",
+            "--model.pytorch-compile-mode max-autotune",
+        ),
+        (
+            "pi05_aloha --policy-metadata.reset-pose x",
+            "openpi-option-invalid",
+            "--policy-metadata.reset-pose 0 1",
+        ),
+        ("pi05_libero --policy-metadata None", "openpi-option-unknown", "leave it out"),
+    ],
+)
+def test_values_that_openpi_refuses(line: str, code: str, fix: str) -> None:
+    with pytest.raises(HarnessError) as caught:
+        read([line])
+    assert (caught.value.code, caught.value.fix) == (code, fix)
+
+
+@pytest.mark.parametrize(
     ("words", "code"),
     [
         ("--batch-siz 8", "openpi-option-unknown"),
@@ -75,6 +126,7 @@ def test_values(words: str, option: str, value: object) -> None:
         ("--batch-size -8", "openpi-option-invalid"),
         ("--fsdp-devices 0", "openpi-option-invalid"),
         ("--batch-size --overwrite", "openpi-option-invalid"),
+        ("--exp-name -x", "openpi-option-invalid"),
         ("--ema-decay none", "openpi-option-invalid"),
         ("--wandb-enabled False", "openpi-option-invalid"),
         ("--overwrite=True", "openpi-option-invalid"),

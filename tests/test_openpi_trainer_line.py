@@ -273,17 +273,17 @@ def test_another_policy_of_lerobots_is_not_trained_here() -> None:
 
 
 @pytest.mark.parametrize(
-    "program",
+    ("program", "instead"),
     [
-        "scripts/compute_norm_stats.py --config-name x",
-        "lerobot-record --x=1",
-        "scripts/serve_policy.py policy:checkpoint",
+        ("scripts/compute_norm_stats.py --config-name x", "harness stats"),
+        ("lerobot-record --x=1", "harness import openpi"),
+        ("scripts/serve_policy.py policy:checkpoint", "harness serve"),
     ],
 )
-def test_what_trains_nothing_is_said_to(program: str) -> None:
+def test_what_trains_nothing_is_said_to(program: str, instead: str) -> None:
     with pytest.raises(HarnessError) as caught:
         whose([f"uv run {program}"])
-    assert caught.value.code == "not-a-trainer"
+    assert (caught.value.code, caught.value.fix.startswith(instead)) == ("not-a-trainer", True)
 
 
 @pytest.mark.parametrize(

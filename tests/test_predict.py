@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from harness.artifacts import Gpu, Host, Machine, Prediction
+from harness.checkpoint.inspect import inspect
 from harness.checkpoint.locate import locate, recipe_of
 from harness.checkpoint.store import Store
 from harness.data.lerobot import open_dataset
@@ -250,6 +251,19 @@ def test_an_interrupted_step_is_passed_over_and_refused_alone(run: Path, tmp_pat
     with pytest.raises(HarnessError) as caught:
         recipe_of(locate(str(tmp_path)), None)
     assert caught.value.code == "record-invalid"
+
+
+@pytest.mark.parametrize("whose", ["ours", "openpi"])
+def test_a_step_whose_train_state_was_deleted_is_whole_for_its_weights(whose: str, tmp_path: Path) -> None:
+    if whose == "ours":
+        directory, number = tmp_path, 5
+        save(tmp_path, 3)
+        save(tmp_path, 5)
+    else:
+        directory, number = openpi_checkpoint("full", tmp_path), 4
+    shutil.rmtree(directory / f"{number}/train_state")
+    assert locate(str(directory)).step == locate(str(directory / str(number))).step == number
+    assert inspect(directory).steps[-1].missing == ["train_state/"]
 
 
 def machine(*free: int) -> Machine:

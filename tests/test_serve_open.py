@@ -12,11 +12,12 @@ import pytest
 from harness.checkpoint.locate import Located, locate, recipe_of
 from harness.data.dataset import open_for
 from harness.data.lerobot import open_dataset
+from harness.data.prompts import instruction
 from harness.predict.predict import Device
 from harness.recipe.load import load_recipe
 from harness.recipe.schema import Recipe
 from harness.serve.batch import stacked
-from harness.serve.open import Opened, Wish, open_served
+from harness.serve.open import Opened, Wish, open_served, with_default_prompt
 from harness.serve.robot import robot_of
 from harness.serve.wire import unpack
 from tests.support import robots
@@ -65,6 +66,15 @@ def test_the_handshake_says_what_the_robot_sends_and_gets(step: Path) -> None:
     ]
     # A client learns nothing of the server's machine.
     assert str(step) not in repr(found)
+
+
+def test_a_default_prompt_takes_the_place_of_the_recipes_one_for_all() -> None:
+    """openpi's server puts its --default_prompt before that of the configuration."""
+    recipe = load_recipe("pi05_aloha")
+    assert instruction(recipe.data, "fold") == "uncap the pen"
+    data = with_default_prompt(recipe, "take the toast").data
+    assert [instruction(data, sent) for sent in ("", "fold")] == ["take the toast", "fold"]
+    assert with_default_prompt(recipe, None) is recipe
 
 
 def test_a_named_dataset_says_the_rate(step: Path) -> None:

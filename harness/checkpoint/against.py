@@ -76,7 +76,7 @@ def _other(step: Step, against: str) -> Step:
         )
     else:
         path = Path(against)
-    whole = [each for each in read_steps(find(path)) if each.report.complete and each.parameters]
+    whole = [each for each in read_steps(find(path)) if each.has_weights and each.parameters]
     if not whole:
         raise HarnessError(
             "nothing-to-compare",

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from harness.checkpoint.inspect import inspect
 from harness.checkpoint.pytorch import step_of, weights_location
 from harness.checkpoint.scan import find
+from harness.checkpoint.steps import has_weights
 from harness.checkpoint.tensors import WEIGHTS_FILE
 from harness.download.cache import fetch_tree, is_remote
 from harness.download.meter import Progress
@@ -33,7 +34,7 @@ class Located(NamedTuple):
 
 
 def locate(source: str, *, progress: Progress | None = None) -> Located:
-    """The newest whole step of `source`.
+    """The newest step of `source` whose weights are whole. Its train_state may have been deleted.
 
     `source` is a run, a checkpoint directory, one step or its `params`; local, gs:// or https://. Or a local
     step of openpi's PyTorch trainer or of LeRobot.
@@ -51,7 +52,7 @@ def locate(source: str, *, progress: Progress | None = None) -> Located:
         location = weights.parent if weights.name == WEIGHTS_FILE or path.is_dir() else weights
         return Located(location, step_of(location), None)
     whole = [
-        step for step in report.steps if step.complete and any(item.name == PARAMS for item in step.items)
+        step for step in report.steps if has_weights(step) and any(item.name == PARAMS for item in step.items)
     ]
     if not whole:
         lines = [

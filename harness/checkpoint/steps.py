@@ -19,7 +19,7 @@ from harness.errors import HarnessError
 from harness.received.files import ARTIFACT_BYTES, UnsafeFile
 from harness.received.json import read_json
 from harness.recipe.schema import Recipe
-from harness.run.steps import ASSETS, DIGESTS, PARAMS, RECORD, TREES, is_own, is_whole
+from harness.run.steps import ASSETS, DIGESTS, PARAMS, RECORD, TRAIN_STATE, TREES, is_own, is_whole
 
 SHOWN = 20
 # Errors from a record that is missing, torn, foreign or hostile. Such a record tells nothing.
@@ -37,6 +37,11 @@ class Step(NamedTuple):
     resumable: bool
     # The names that its run lacks to resume from it. They say something new of a complete step alone.
     lacks: list[str]
+
+    @property
+    def has_weights(self) -> bool:
+        """As the function says of its report."""
+        return has_weights(self.report)
 
     @property
     def parameters(self) -> dict[str, Array]:
@@ -104,6 +109,14 @@ def _read_step(number: int | None, path: Path, items: dict[str, Path], backend: 
         is_own(path, backend or ANYBODY) and is_whole(path, backend or ANYBODY),
         lacks,
     )
+
+
+def has_weights(step: CheckpointStep) -> bool:
+    """True if a step lacks nothing but train_state.
+
+    A resume alone reads it, and it is the largest item, so people delete it.
+    """
+    return step.complete or step.missing == [f"{TRAIN_STATE}/"]
 
 
 def recorded_recipe(step: Step) -> Recipe | None:

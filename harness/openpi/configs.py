@@ -21,9 +21,9 @@ FAMILIES = {"pi05": "π0.5", "pi0": "π0", "pi0_fast": "π0-FAST"}
 
 
 class Kind(Strict):
-    """The kind of value that an option takes. "other": a value that is not checked here."""
+    """The kind of value that an option takes. "strings" and "numbers" are any number of values."""
 
-    type: Literal["int", "float", "str", "bool", "choice", "other"]
+    type: Literal["int", "float", "str", "bool", "choice", "strings", "numbers"]
     choices: list[str] = []
     optional: bool = False
 

@@ -10,7 +10,7 @@ import shlex
 
 from harness.artifacts import Finding, Plan
 from harness.openpi.meant import RELEASED_WEIGHTS, Meant
-from harness.openpi.options import Command, is_required
+from harness.openpi.options import Command, is_lacking
 from harness.openpi.plan import PUBLISHED, explanation, setup_of
 from harness.openpi.recipe import Translation
 from harness.openpi.table import adapters_of
@@ -145,7 +145,7 @@ def about_schedule(recipe: Recipe) -> list[Finding]:
 def about_start(command: Command) -> list[Finding]:
     """Warnings about whatever stops the command, slows it down or deletes something, whatever it trains."""
     findings = []
-    missing = [name for name, value in command.effective.items() if is_required(value)]
+    missing = [name for name, value in command.effective.items() if is_lacking(name, value)]
     if missing:
         got = f"{', '.join(f'--{name}' for name in missing)} not given: openpi does not start"
         findings.append(

@@ -80,7 +80,7 @@ def job_of(recipe: Recipe, options: dict[str, Any], run_name: str) -> dict[str, 
         "train": (
             of_the_run
             | {
-                "exp_name": run_name if options["exp-name"].startswith("<") else options["exp-name"],
+                "exp_name": run_name if options["exp-name"][:1] in ("", "<") else options["exp-name"],
                 "ema_decay": train.ema_decay,
                 "seed": train.seed,
                 "batch_size": train.global_batch,

@@ -1,8 +1,9 @@
 """An openpi command line, read as upstream's own parser reads it.
 
 Hyphens and underscores are the same. A value follows its option or an equals sign. The last of several
-counts. A flag takes no value; its opposite has `no-` before the last part of its name. Source: tyro 1.0 with
-openpi src/openpi/training/config.py `cli`, commit 15a9616, tried by hand.
+counts. A flag takes no value; its opposite has `no-` before the last part of its name. An option of several
+values takes all words up to the next option. Source: tyro 1.0 with openpi src/openpi/training/config.py
+`cli`, commit 15a9616, tried by hand.
 """
 
 from __future__ import annotations
@@ -112,12 +113,25 @@ def _options(tokens: list[str], name: str, config: Config) -> dict[str, Any]:
                 raise _invalid(token, option, kind)
             given[option] = not negated
             continue
+        if kind.type in ("strings", "numbers"):
+            values = [value] if equals else []
+            while waiting and not _is_option(waiting[0]):
+                values.append(waiting.pop(0))
+            given[option] = [_value(each, option, kind) for each in values]
+            continue
         if not equals:
-            if not waiting or waiting[0].startswith("--"):
+            if not waiting or _is_option(waiting[0]):
                 raise _invalid(token, option, kind)
             value = waiting.pop(0)
         given[option] = _value(value, option, kind)
     return given
+
+
+def _is_option(word: str) -> bool:
+    """True if a word is an option and no value: a letter follows its hyphens. `-5` and `-inf` are values."""
+    name = word.partition("=")[0]
+    begins = name.startswith("-") and name.lstrip("-")[:1].isalpha()
+    return word == "--" or (begins and name[1:].lower() not in ("inf", "infinity", "nan"))
 
 
 def _known(written: str, name: str, config: Config) -> tuple[str, bool]:
@@ -165,11 +179,20 @@ def _value(text: str, option: str, kind: Kind) -> Any:
             return int(text)
         if kind.type == "float":
             return float(text)
+        if kind.type == "numbers":
+            return _number(text)
     except ValueError:
         raise _invalid(text, option, kind) from None
     if kind.type == "choice" and text not in kind.choices:
         raise _invalid(text, option, kind)
     return text
+
+
+def _number(text: str) -> int | float:
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
 
 
 def _invalid(got: str, option: str, kind: Kind) -> HarnessError:
@@ -186,11 +209,14 @@ def _invalid(got: str, option: str, kind: Kind) -> HarnessError:
     need = (
         ", ".join(kind.choices)
         if kind.choices
-        else {"int": "a whole number", "float": "a number"}.get(kind.type, "a value")
+        else {"int": "a whole number", "float": "a number", "numbers": "numbers"}.get(kind.type, "a value")
     )
     need += ", or None" if kind.optional else ""
-    near = difflib.get_close_matches(got, kind.choices, n=1, cutoff=0.3)
-    value = near[0] if near else {"int": "8", "float": "5e-5"}.get(kind.type, "VALUE")
+    of_lower = {choice.lower(): choice for choice in kind.choices}
+    near = difflib.get_close_matches(got.lower(), of_lower, n=1, cutoff=0.3)
+    value = (
+        of_lower[near[0]] if near else {"int": "8", "float": "5e-5", "numbers": "0 1"}.get(kind.type, "VALUE")
+    )
     return HarnessError(
         "openpi-option-invalid",
         f"--{option} does not take that value",
@@ -205,6 +231,11 @@ def is_required(value: Any) -> bool:
     return bool(value == REQUIRED)
 
 
+def is_lacking(option: str, value: Any) -> bool:
+    """True if upstream does not start with this value of the option, which its parser takes."""
+    return is_required(value) or (option, value) in (("exp-name", ""), ("data.rlds-data-dir", None))
+
+
 def said(name: str, options: dict[str, object]) -> str:
     """The command line of a configuration with these options."""
     words = [name]
@@ -213,5 +244,7 @@ def said(name: str, options: dict[str, object]) -> str:
             parent, _, last = option.rpartition(".")
             words.append(f"--{option}" if value else "--" + f"{parent}.no-{last}".strip("."))
         else:
-            words += [f"--{option}", str(value)]
+            values = [str(each) for each in (value if isinstance(value, list) else [value])]
+            joined = values[:1] and _is_option(values[0])
+            words += [f"--{option}={values[0]}", *values[1:]] if joined else [f"--{option}", *values]
     return shlex.join(words)

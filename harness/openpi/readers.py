@@ -7,9 +7,11 @@ training/droid_rlds_dataset.py, commit 15a9616.
 
 from __future__ import annotations
 
+import shlex
 from typing import Any, NamedTuple
 
 from harness.openpi.options import Command, is_required
+from harness.received.names import why_no_name
 
 _LIBERO, _ALOHA = "LeRobotLiberoDataConfig", "LeRobotAlohaDataConfig"
 _DROID, _DROID_RLDS = "LeRobotDROIDDataConfig", "RLDSDroidDataConfig"
@@ -55,8 +57,15 @@ def read_by(command: Command) -> Read:
     dataset = options.get("data.repo-id")
     if reader == _DROID_RLDS and is_required(dataset):
         dataset = "droid"
-    asset = options.get("data.assets.asset-id") or dataset
-    data = {"dataset": str(dataset), "asset_id": str(asset), "norm_stats": _statistics(options, str(asset))}
+    asset = str(options.get("data.assets.asset-id") or dataset)
+    name = _name_below(asset)
+    data = {"dataset": str(dataset), "asset_id": name, "norm_stats": _statistics(options, asset)}
+    read = _read(command, data)
+    return read if name == asset else read._replace(differs=[*read.differs, _leads_out(asset, name)])
+
+
+def _read(command: Command, data: dict[str, Any]) -> Read:
+    options, reader = command.effective, command.config.data
     if reader == _LIBERO:
         relative = "0-5" if options.get("data.extra-delta-transform") else None
         return Read(data | {"relative": relative}, [], [])
@@ -69,11 +78,30 @@ def read_by(command: Command) -> Read:
     return Read(data, [_why_not(command)], [])
 
 
+def _name_below(asset: str) -> str:
+    """`asset`, or its last part if it leads out of a checkpoint: a path to a dataset is an asset id too."""
+    parts = asset.split("/")
+    if not asset.startswith("/") and ".." not in parts:
+        return asset
+    return next((part for part in reversed(parts) if why_no_name(part) is None), "dataset")
+
+
+def _leads_out(asset: str, name: str) -> Differs:
+    return Differs(
+        f"openpi keeps the statistics of {asset!r} at that path, and none in its checkpoints: its asset id"
+        f" leads out of them; the recipe keeps them beside the weights, as {name!r}",
+        f"--data.assets.asset-id {shlex.quote(name)} has openpi keep them in its checkpoints, and look for"
+        " them under that name",
+    )
+
+
 def _statistics(options: dict[str, Any], asset: str) -> str | None:
     """Where the statistics come from, if the command names an assets directory; else from the data."""
     assets, weights = options.get("data.assets.assets-dir"), options.get("weight-loader.params-path")
     if assets is None:
         return None
+    if asset.startswith("/"):
+        return asset
     home = str(assets).rstrip("/")
     if weights is not None and home == f"{str(weights).rstrip('/').removesuffix('/params')}/assets":
         return "base"
@@ -108,7 +136,8 @@ def _aloha(command: Command, data: dict[str, Any]) -> Read:
 
 def _droid_rlds(command: Command, data: dict[str, Any]) -> Read:
     options = command.effective
-    positions = "VELOCITY" not in str(options["data.action-space"]).upper()
+    # Upstream has one test for both: whatever is not this, also None, is velocities as they are recorded.
+    positions = options["data.action-space"] == "JOINT_POSITION"
     actions = "joint positions" if positions else "joint velocities"
     differs = [
         Differs(
@@ -128,7 +157,7 @@ def _droid_rlds(command: Command, data: dict[str, Any]) -> Read:
             " dataset is converted",
         ),
     ]
-    if str(options.get("data.datasets", "")).count("RLDSDataset(") > 1:
+    if "data.datasets.1.name" in options:
         differs.append(
             Differs(
                 "openpi draws from several weighted datasets; the recipe has one",

@@ -150,7 +150,7 @@ def published_changes(command: Command, published: dict[str, Any]) -> dict[str, 
         "overwrite",
         "resume",
         "wandb-enabled",
-        "policy-metadata",
+        "policy-metadata.reset-pose",
         "num-workers",
     )
     options = command.effective

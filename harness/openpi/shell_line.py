@@ -63,12 +63,12 @@ class Simple(NamedTuple):
 def as_line(words: list[str]) -> str:
     """The line in `words`: a single word as it is, else the joined words of a shell or of `shlex.split`.
 
-    The shell's own signs stay unquoted.
+    The shell's own signs stay unquoted. `shlex.split` leaves a line break where a line is continued.
     """
     line = (
         words[0]
         if len(words) == 1
-        else " ".join(word if _is_sign(word) else shlex.quote(word) for word in words if word.strip())
+        else " ".join(word if _is_sign(word) else shlex.quote(word) for word in words if not word.isspace())
     )
     # From here on, a terminal's control characters and bytes that are no text stand as escapes.
     return visible(line.replace("\r\n", "\n"))

@@ -32,8 +32,8 @@ _LAUNCHERS = {
 _NODES = ("nnodes", "num_machines", "num-machines", "num_nodes")
 _NOT_TRAINERS = {
     "compute_norm_stats.py": "harness stats --recipe pi05_libero",
-    "serve_policy.py": "harness import openpi pi05_libero",
-    "convert_jax_model_to_pytorch.py": "harness import openpi pi05_libero",
+    "serve_policy.py": "harness serve STEP --recipe pi05_libero",
+    "convert_jax_model_to_pytorch.py": "harness export STEP OUT --to openpi-pytorch --recipe pi05_libero",
 }
 _ASSIGNMENT = re.compile(r"(?<!\w)([A-Za-z_]\w*+)=(.*)", re.DOTALL)
 # The deepest nesting of lines within a line: `ssh host "tmux new -d 'bash -c …'"`.

@@ -75,10 +75,13 @@ def check_wish(wish: Wish) -> None:
 
 
 def with_default_prompt(recipe: Recipe, prompt: str | None) -> Recipe:
-    """The recipe in which requests without a prompt have this one."""
+    """The recipe in which requests without a prompt have this one.
+
+    A prompt that the recipe has for all frames makes way for it, as in openpi's server.
+    """
     if prompt is None:
         return recipe
-    data = recipe.data.model_copy(update={"default_prompt": prompt})
+    data = recipe.data.model_copy(update={"prompt": None, "default_prompt": prompt})
     return recipe.model_copy(update={"data": data})
 
 
