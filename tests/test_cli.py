@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from harness.artifacts import Comparison, Dataset, Machine, NormStats
+from harness.cli import app
 from harness.errors import HarnessError
 from harness.run.directory import cache_root
 from tests.support import lerobot_writer as writer
@@ -60,6 +62,9 @@ def test_a_verb_finds_its_file_current_and_leaves_it(tmp_path: Path) -> None:
         (["plan", "--gpu=rtx_a600"], "gpu-unknown", "rtx_a6000"),
         (["plan", "--gpu=a40", "--device=cpu"], "options-together", "--device cpu"),
         (["plan", "--gpu=a40", "--device=tpu"], "device-unknown", "cpu or cuda"),
+        (["train", "--device=gpu"], "device-unknown", "--device cuda"),
+        (["train", "--allow=Wandb_key"], "check-unknown", "--allow 'wandb key'"),
+        (["train", "--allow=nonsense"], "check-unknown", "harness doctor"),
         (["plan", "--matrix", "--json"], "options-together", "--json"),
         (["plan", "--gpu=a40:none"], "gpu-count-invalid", "a40:2"),
         (["plan", "--gpu=a40:8"], "more-devices-than-rows", "train.global_batch=8"),
@@ -92,6 +97,51 @@ def test_bad_input_is_one_screen_with_the_fix(
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_wrong_number_of_loader_processes_is_refused_before_there_is_a_run(tmp_path: Path) -> None:
+    for text in ("many", "²", "-1"):
+        done = harness(
+            "train", "--recipe=smoke", HARNESS_RUNS=str(tmp_path / "runs"), HARNESS_LOADER_WORKERS=text
+        )
+        assert done.returncode == 2
+        assert "[loader-workers-invalid]" in done.stderr
+        assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["train", "pi05_libero"], "Did you mean --recipe pi05_libero?"),
+        (["plan", "my own.yaml"], "Did you mean --recipe 'my own.yaml'?"),
+        (["train", "train.steps=3"], "Did you mean --set train.steps=3?"),
+        (["data", "DATASET"], "Did you mean --dataset"),
+        (["doctor", "RUN"], "Did you mean --run"),
+        (["probe", "all"], "extra argument(s) (all)."),
+        (["train", "--global_batch", "3"], "--set train.global_batch=…"),
+        (["train", "--dataset=x"], "--set data.dataset=…"),
+        (["train", "--recpie=smoke"], "--recipe"),
+        (["probe", "--seed=3"], "No such option"),
+        (["help", "trian"], "train"),
+    ],
+)
+def test_what_no_verb_takes_is_told_with_what_was_meant(
+    arguments: list[str], says: str, tmp_path: Path
+) -> None:
+    for name, file in (("a set", "meta/info.json"), ("a run", "recipe.yaml")):
+        (tmp_path / name / file).parent.mkdir(parents=True)
+        (tmp_path / name / file).touch()
+    places = {"DATASET": str(tmp_path / "a set"), "RUN": str(tmp_path / "a run")}
+    done = CliRunner().invoke(app, [places.get(word, word) for word in arguments])
+    assert done.exit_code == 2
+    assert says in done.output
+
+
+@pytest.mark.parametrize("arguments", [["-h"], ["help"], ["train", "-h"], ["help", "train"]])
+def test_help_is_asked_for_in_other_ways_too(arguments: list[str]) -> None:
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0
+    assert ("--resume" if "train" in arguments else "calibrate") in done.output
 
 
 def test_a_directory_that_is_not_a_dataset(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from harness.errors import HarnessError
 from harness.received.files import stays, there
 from harness.received.text import word
 from harness.run.directory import CHECKPOINTS, RunDir, sha256_file
+from harness.run.status import check_is_run
 from harness.run.steps import whole_steps
 
 LEVEL = 0.95
@@ -131,10 +132,7 @@ def _form(line: HeldOutLine) -> tuple[object, ...]:
 
 
 def _not_held_out(run: RunDir) -> HarnessError:
-    if not run.path.is_dir():
-        return HarnessError(
-            "run-missing", f"there is no run {run.path}", need="a run directory", fix="ls runs"
-        )
+    check_is_run(run)
     # A run without a manifest has not begun.
     holds = there(run.path / Manifest.FILE) and (manifest := run.read(Manifest)) and manifest.held_out_count
     if holds:

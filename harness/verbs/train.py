@@ -85,11 +85,16 @@ def train(
     Ctrl-C or SIGTERM saves and ends it.
     """
     from harness.artifacts import Manifest
+    from harness.data.pace import workers_from_environment
     from harness.doctor.examine import check_allowed
     from harness.flow.begin import Asked, get_ready
     from harness.plan.cluster import rate as network_rate
+    from harness.run.cuda import check_device
 
+    # What is wrong whatever the plan says is refused before there is a run.
     check_allowed(allow or [])
+    check_device(device)
+    workers_from_environment()
     console = Progress()
     hear(fetch=fetch, offline=offline)
     asked = Asked(

@@ -1,0 +1,87 @@
+"""What was probably meant by what no verb takes: a word without its option, or a key as an option."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import typer
+from typer.core import TyperCommand
+
+from harness.received.text import word
+
+# The part of typer that every wrong command line raises; it has no public name.
+_Usage: Any = typer.BadParameter.__mro__[1]
+# The options whose word is often typed without them.
+_SUBJECTS = ("--run", "--dataset", "--recipe", "--set")
+
+
+class Verb(TyperCommand):
+    """A verb that says what was probably meant by what it does not take."""
+
+    # Words that belong to nothing are refused below, with the option that takes them.
+    allow_extra_args = True
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            extra = super().parse_args(ctx, args)
+        except _Usage as error:
+            if isinstance(getattr(error, "option_name", None), str):
+                error.possibilities = [*_keys(self._options, error.option_name), *(error.possibilities or [])]
+            raise
+        if extra and not ctx.resilient_parsing:
+            said = f"Got unexpected extra argument(s) ({' '.join(extra)})"
+            ctx.fail(f"{said}.{_hint(extra[0], self._options)}")
+        return extra
+
+    @property
+    def _options(self) -> set[str]:
+        return {name for parameter in self.params for name in parameter.opts}
+
+
+def _hint(typed: str, options: set[str]) -> str:
+    """The option that takes the word `typed`, if it is plain which."""
+    for option in _SUBJECTS:
+        if option in options and _belongs(typed, option):
+            return f" Did you mean {option} {word(typed)}?"
+    return ""
+
+
+def _belongs(text: str, option: str) -> bool:
+    """Whether `text` is what `option` takes."""
+    from harness.recipe.load import shipped_recipes
+
+    path = Path(text)
+    if option == "--recipe":
+        return text in shipped_recipes() or path.suffix in (".yaml", ".yml")
+    if option == "--set":
+        return "=" in text and not path.exists()
+    if option == "--dataset":
+        return (path / "meta").is_dir()
+    return path.is_dir() and any((path / name).exists() for name in ("recipe.yaml", "manifest.json"))
+
+
+def _keys(options: set[str], typed: str) -> list[str]:
+    """`--set` with the keys of the recipe whose last part is `typed`, for a verb that takes it."""
+    if "--set" not in options:
+        return []
+    from harness.recipe.schema import Recipe
+
+    name = typed.lstrip("-").replace("-", "_")
+    keys = list(_leaves(Recipe))
+    near = difflib.get_close_matches(name, {key.rpartition(".")[2] for key in keys}, n=1, cutoff=0.8)
+    return [f"--set {key}=…" for key in keys if key.rpartition(".")[2] in near][:3]
+
+
+def _leaves(model: Any, path: str = "") -> Iterable[str]:
+    """The paths of all values of a recipe."""
+    from harness.strict import model_in
+
+    for name, field in model.model_fields.items():
+        inner = model_in(field.annotation)
+        if inner is None:
+            yield f"{path}{name}"
+        elif inner is not model:
+            yield from _leaves(inner, f"{path}{name}.")
