@@ -7,13 +7,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from harness.artifacts import Comparison, Dataset, Machine, NormStats
 from harness.cli import app
 from harness.errors import HarnessError
+from harness.recipe.load import load_recipe
 from harness.run.directory import cache_root
 from tests.support import lerobot_writer as writer
 
@@ -119,7 +122,7 @@ def test_a_wrong_number_of_loader_processes_is_refused_before_there_is_a_run(tmp
         (["doctor", "RUN"], "Did you mean --run"),
         (["probe", "all"], "extra argument(s) (all)."),
         (["train", "--global_batch", "3"], "--set train.global_batch=…"),
-        (["train", "--dataset=x"], "--set data.dataset=…"),
+        (["plan", "--dataset=x"], "--set data.dataset=…"),
         (["train", "--recpie=smoke"], "--recipe"),
         (["probe", "--seed=3"], "No such option"),
         (["help", "trian"], "train"),
@@ -135,6 +138,19 @@ def test_what_no_verb_takes_is_told_with_what_was_meant(
     done = CliRunner().invoke(app, [places.get(word, word) for word in arguments])
     assert done.exit_code == 2
     assert says in done.output
+
+
+def test_a_training_takes_its_dataset_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Refusals of datasets name `--dataset DIR`, whichever verb met them.
+    asked = []
+
+    def ready(given: Any, *_: object) -> None:
+        asked.extend(given.sets)
+        raise typer.Exit
+
+    monkeypatch.setattr("harness.flow.begin.get_ready", ready)
+    CliRunner().invoke(app, ["train", "--set=train.seed=3", "--dataset", "frames #2"])
+    assert load_recipe("smoke", asked).data.dataset == "frames #2"
 
 
 @pytest.mark.parametrize("arguments", [["-h"], ["help"], ["train", "-h"], ["help", "train"]])

@@ -11,9 +11,10 @@ from harness.artifacts.plan import Backend
 from harness.flow.training import carry_out, look_back, stopped_at_once
 from harness.received.consent import hear
 from harness.show.progress import Progress
-from harness.verbs.answers import print_file
+from harness.verbs.answers import dataset_overrides, print_file
 from harness.verbs.options import (
     AllowOption,
+    DatasetOption,
     DeviceOption,
     FetchOption,
     JsonOption,
@@ -64,6 +65,7 @@ ProfileOption = Annotated[
 
 def train(
     recipe: RecipeOption = None,
+    dataset: DatasetOption = None,
     resume: ResumeOption = False,
     name: NameOption = None,
     steps: LastStepOption = None,
@@ -106,7 +108,7 @@ def train(
         allow or [],
         backend,
         any_commit,
-        sets or [],
+        [*(sets or []), *dataset_overrides(dataset)],
         run,
         None if net is None else network_rate(net),
         profile,
