@@ -50,6 +50,7 @@ def test_a_verb_finds_its_file_current_and_leaves_it(tmp_path: Path) -> None:
     [
         (["train", "--recipe=smok"], "recipe-unknown", "smoke"),
         (["train", "--set=train.globl_batch=3"], "recipe-invalid", "global_batch"),
+        (["train", "--set=steps=3"], "recipe-invalid", "did you mean 'train.steps'"),
         (["train", "--set=train.steps"], "override-invalid", "key=value"),
         (["train", "--set=train.steps=many"], "recipe-invalid", "train.steps"),
         (["train", "--set=train.steps=["], "override-invalid", "YAML"),

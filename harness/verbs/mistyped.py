@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -68,20 +67,9 @@ def _keys(options: set[str], typed: str) -> list[str]:
     if "--set" not in options:
         return []
     from harness.recipe.schema import Recipe
+    from harness.strict import leaves
 
     name = typed.lstrip("-").replace("-", "_")
-    keys = list(_leaves(Recipe))
+    keys = list(leaves(Recipe))
     near = difflib.get_close_matches(name, {key.rpartition(".")[2] for key in keys}, n=1, cutoff=0.8)
     return [f"--set {key}=…" for key in keys if key.rpartition(".")[2] in near][:3]
-
-
-def _leaves(model: Any, path: str = "") -> Iterable[str]:
-    """The paths of all values of a recipe."""
-    from harness.strict import model_in
-
-    for name, field in model.model_fields.items():
-        inner = model_in(field.annotation)
-        if inner is None:
-            yield f"{path}{name}"
-        elif inner is not model:
-            yield from _leaves(inner, f"{path}{name}.")
