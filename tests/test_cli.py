@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -139,6 +140,19 @@ def test_what_no_verb_takes_is_told_with_what_was_meant(
     done = CliRunner().invoke(app, [places.get(word, word) for word in arguments])
     assert done.exit_code == 2
     assert says in done.output
+
+
+@pytest.mark.parametrize("verb", [["status"], ["verify"], ["report"], ["train", "--run"]])
+def test_a_path_that_this_user_may_not_read_has_a_fix(
+    verb: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "it's a run"
+    run.mkdir()
+    monkeypatch.setattr(os, "access", lambda _, mode, **__: mode != os.R_OK)
+    refusal = CliRunner().invoke(app, [*verb, str(run)]).exception
+    assert isinstance(refusal, HarnessError)
+    assert refusal.code == "path-refused"
+    assert f"chmod u+rwX {shlex.quote(str(run))}" in refusal.fix
 
 
 def test_a_training_takes_its_dataset_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

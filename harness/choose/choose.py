@@ -16,6 +16,7 @@ from harness.artifacts.choice import By, Choice, Interval, Mark, OfDataset, Swit
 from harness.artifacts.held_out import HeldOutLine, read_held_out
 from harness.choose.intervals import Floats, Method, intervals
 from harness.errors import HarnessError
+from harness.received.denied import may_be_opened
 from harness.received.files import stays, there
 from harness.received.text import word
 from harness.run.directory import CHECKPOINTS, RunDir, sha256_file
@@ -99,7 +100,7 @@ def _lines(run: RunDir) -> tuple[list[HeldOutLine], list[str]]:
             "artifact-unreadable",
             f"{run.held_out} cannot be read: {error.strerror}",
             need="a file that this user may read",
-            fix=f"chmod u+r {word(run.held_out)}",
+            fix=may_be_opened(run.held_out),
         ) from error
     if found is None:
         raise _not_held_out(run)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
+import os
+import re
+from errno import EACCES
 from pathlib import Path
 from typing import Any
 
 import typer
 from typer.core import TyperCommand
 
+from harness.received.denied import denied
 from harness.received.text import word
 
 # The part of typer that every wrong command line raises; it has no public name.
 _Usage: Any = typer.BadParameter.__mro__[1]
+# What typer says, without a fix, of a path that this user may not read.
+_NOT_READABLE = re.compile(r"[Pp]ath (['\"].+['\"]) is not readable\.", re.DOTALL)
 # The options whose word is often typed without them.
 _SUBJECTS = ("--run", "--dataset", "--recipe", "--set")
 
@@ -27,6 +34,10 @@ class Verb(TyperCommand):
         try:
             extra = super().parse_args(ctx, args)
         except _Usage as error:
+            shut = _NOT_READABLE.fullmatch(str(getattr(error, "message", "")))
+            if shut is not None:
+                path = ast.literal_eval(shut[1])
+                raise (denied(PermissionError(EACCES, os.strerror(EACCES), path)) or error) from error
             if isinstance(getattr(error, "option_name", None), str):
                 error.possibilities = [*_keys(self._options, error.option_name), *(error.possibilities or [])]
             raise
