@@ -25,6 +25,7 @@ from harness.received.denied import denied
 from harness.received.text import visible
 from harness.redact import Cleaned
 from harness.run.ending import end_quickly
+from harness.verbs.mistyped import Verb
 
 # A verb is the module of its name, and in it the function of its name. `import` is a Python keyword, so its
 # module is `imports`.
@@ -70,12 +71,21 @@ class Verbs(TyperGroup):
                 self.add_command(_command(name), name)
         return super().get_command(ctx, cmd_name)
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        # `help` and `help VERB`, as other programs have it.
+        if args[0] == "help":
+            if not args[1:]:
+                print(ctx.get_help())
+                raise typer.Exit
+            args = [args[1], "--help"]
+        return super().resolve_command(ctx, args)
+
 
 def _command(name: str) -> Any:
     if name == "import":
         return typer.main.get_command(import_module("harness.verbs.imports").app)
     alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    alone.command(name)(getattr(import_module(f"harness.verbs.{name}"), name))
+    alone.command(name, cls=Verb)(getattr(import_module(f"harness.verbs.{name}"), name))
     return typer.main.get_command(alone)
 
 
@@ -85,6 +95,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help=(
         "Fine-tune pi0.5 on the GPU you have, reproducibly: probe, plan, data, stats, doctor, train, inspect,"
         " analyse, report, verify."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
 from typing import Any, ClassVar, TypeVar
 
 from pydantic import (
@@ -20,6 +21,7 @@ T = TypeVar("T", bound="Strict")
 # A longer list, or more of a longer key, would not help anyone.
 _MOST_LISTED = 100
 _LONGEST_KEY = 200
+_DEEPEST = 6
 
 
 class Strict(BaseModel):
@@ -75,8 +77,28 @@ def _explain(model: type[BaseModel], item: Any) -> str:
         return f"{path}: {item['msg']}" if path else str(item["msg"])
     known = _known_keys(model, item["loc"][:-1])
     nearest = difflib.get_close_matches(str(item["loc"][-1])[:_LONGEST_KEY], known, n=1, cutoff=0.5)
-    hint = f"did you mean {nearest[0]!r}?" if nearest else f"known keys: {', '.join(sorted(known))}"
+    if not nearest:
+        # The key as a whole, for one that was named by its last part.
+        nearest = [key for key in leaves(model) if key.rpartition(".")[2] == item["loc"][-1]][:3]
+    hint = (
+        f"did you mean {' or '.join(map(repr, nearest))}?"
+        if nearest
+        else f"known keys: {', '.join(sorted(known))}"
+    )
     return f"unknown key {path!r}: {hint}"
+
+
+def leaves(model: Any, path: str = "") -> Iterator[str]:
+    """The paths of all values of a model that are no models themselves."""
+    # A model that holds one of its own kind has no last value.
+    if path.count(".") > _DEEPEST:
+        return
+    for name, field in model.model_fields.items():
+        inner = model_in(field.annotation)
+        if inner is None:
+            yield f"{path}{name}"
+        else:
+            yield from leaves(inner, f"{path}{name}.")
 
 
 def _known_keys(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
@@ -85,16 +107,16 @@ def _known_keys(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
     for part in path:
         if not isinstance(part, str) or part not in getattr(current, "model_fields", {}):
             continue
-        current = _model_in(current.model_fields[part].annotation)
+        current = model_in(current.model_fields[part].annotation)
     return list(getattr(current, "model_fields", {}))
 
 
-def _model_in(annotation: Any) -> Any:
+def model_in(annotation: Any) -> Any:
     """The first pydantic model inside an annotation such as `X | None` or `list[X]`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     for argument in getattr(annotation, "__args__", ()):
-        found = _model_in(argument)
+        found = model_in(argument)
         if found is not None:
             return found
     return None

@@ -129,12 +129,16 @@ def test_extreme_values_bring_nothing_down(tmp_path: Path, value: float) -> None
 
 def test_a_run_without_a_holdout_is_refused_with_the_key(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").touch()
     with pytest.raises(HarnessError, match=r"held no episode out") as refusal:
         choose(RunDir(tmp_path / "run"))
     assert refusal.value.code == "not-held-out"
     assert "train.holdout.episodes" in refusal.value.fix
     with pytest.raises(HarnessError) as refusal:
         choose(RunDir(tmp_path / "nowhere"))
+    assert refusal.value.code == "run-missing"
+    with pytest.raises(HarnessError, match="is no run") as refusal:
+        choose(RunDir(tmp_path))
     assert refusal.value.code == "run-missing"
 
 

@@ -45,6 +45,7 @@ def test_a_verb_finds_its_file_current_and_leaves_it(tmp_path: Path) -> None:
     [
         (["train", "--recipe=smok"], "recipe-unknown", "smoke"),
         (["train", "--set=train.globl_batch=3"], "recipe-invalid", "global_batch"),
+        (["train", "--set=steps=3"], "recipe-invalid", "did you mean 'train.steps'"),
         (["train", "--set=train.steps"], "override-invalid", "key=value"),
         (["train", "--set=train.steps=many"], "recipe-invalid", "train.steps"),
         (["train", "--set=train.steps=["], "override-invalid", "YAML"),
@@ -60,6 +61,9 @@ def test_a_verb_finds_its_file_current_and_leaves_it(tmp_path: Path) -> None:
         (["plan", "--gpu=rtx_a600"], "gpu-unknown", "rtx_a6000"),
         (["plan", "--gpu=a40", "--device=cpu"], "options-together", "--device cpu"),
         (["plan", "--gpu=a40", "--device=tpu"], "device-unknown", "cpu or cuda"),
+        (["train", "--device=gpu"], "device-unknown", "--device cuda"),
+        (["train", "--allow=Wandb_key"], "check-unknown", "--allow 'wandb key'"),
+        (["train", "--allow=nonsense"], "check-unknown", "harness doctor"),
         (["plan", "--matrix", "--json"], "options-together", "--json"),
         (["plan", "--gpu=a40:none"], "gpu-count-invalid", "a40:2"),
         (["plan", "--gpu=a40:8"], "more-devices-than-rows", "train.global_batch=8"),

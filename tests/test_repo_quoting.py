@@ -56,7 +56,7 @@ OURS = {
 # Names of numbers and of constants.
 NUMBER = re.compile(
     r"[A-Z_]+|(?:\w+\.)*(?:rows|devices|frames|vocab_size|rank|alpha|fsdp)|(?:max|min|math\.gcd|latest)\(.*"
-    r"|there\[0\]|below or above|_SHARDED_ROWS \* setup\.devices"
+    r"|saved(?: \+ steps)?|there\[0\]|below or above|_SHARDED_ROWS \* setup\.devices"
 )
 
 

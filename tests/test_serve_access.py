@@ -132,3 +132,16 @@ def test_a_recording_ends_at_its_limit_and_counts_earlier_ones(tmp_path: Path) -
     with pytest.raises(HarnessError) as caught:
         Recorder(tmp_path / "file")
     assert caught.value.code == "record-unwritable"
+
+
+def test_a_key_that_this_user_may_not_read_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a key").write_text(KEY)
+
+    def shut(*_: object) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("harness.serve.access.read_received", shut)
+    with pytest.raises(HarnessError) as caught:
+        read_key(tmp_path / "a key")
+    assert "chmod u+rwX" in caught.value.fix
+    assert "token_urlsafe" not in caught.value.fix

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from harness.artifacts.curve import HeldOut
 from harness.artifacts.held_out import read_held_out
 from harness.errors import HarnessError
-from harness.received.text import word
+from harness.received.denied import may_be_opened
 from harness.run.directory import HELD_OUT
 
 Floats = npt.NDArray[np.float64]
@@ -33,7 +33,7 @@ def measured(run: Path | None) -> tuple[Floats, Floats] | None:
             "log-unreadable",
             f"cannot read {path}: {error.strerror}",
             need="permission to read it",
-            fix=f"chmod u+r {word(path)}",
+            fix=may_be_opened(path),
         ) from error
     if found is None or not found.lines:
         return None

@@ -10,6 +10,7 @@ from typing import BinaryIO, NamedTuple
 from harness.analyse.text import HOLE, Text, utf16
 from harness.analyse.unpack import PIPED, pieces
 from harness.errors import HarnessError
+from harness.received.denied import may_be_opened
 from harness.received.files import open_received
 from harness.received.text import word
 from harness.run.directory import METRICS, RECIPE
@@ -83,7 +84,7 @@ def open_source(path: str, stdin: bytes | BinaryIO | None = None) -> Source:
             "log-unreadable",
             f"cannot read {log}: {why}",
             need="permission to read it",
-            fix=f"chmod u+r {word(log)}",
+            fix=may_be_opened(log),
         ) from error
     if run is None and log.name == METRICS and (log.parent / RECIPE).is_file():
         run = log.parent

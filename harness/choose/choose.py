@@ -16,9 +16,11 @@ from harness.artifacts.choice import By, Choice, Interval, Mark, OfDataset, Swit
 from harness.artifacts.held_out import HeldOutLine, read_held_out
 from harness.choose.intervals import Floats, Method, intervals
 from harness.errors import HarnessError
+from harness.received.denied import may_be_opened
 from harness.received.files import stays, there
 from harness.received.text import word
 from harness.run.directory import CHECKPOINTS, RunDir, sha256_file
+from harness.run.status import check_is_run
 from harness.run.steps import whole_steps
 
 LEVEL = 0.95
@@ -98,7 +100,7 @@ def _lines(run: RunDir) -> tuple[list[HeldOutLine], list[str]]:
             "artifact-unreadable",
             f"{run.held_out} cannot be read: {error.strerror}",
             need="a file that this user may read",
-            fix=f"chmod u+r {word(run.held_out)}",
+            fix=may_be_opened(run.held_out),
         ) from error
     if found is None:
         raise _not_held_out(run)
@@ -131,10 +133,7 @@ def _form(line: HeldOutLine) -> tuple[object, ...]:
 
 
 def _not_held_out(run: RunDir) -> HarnessError:
-    if not run.path.is_dir():
-        return HarnessError(
-            "run-missing", f"there is no run {run.path}", need="a run directory", fix="ls runs"
-        )
+    check_is_run(run)
     # A run without a manifest has not begun.
     holds = there(run.path / Manifest.FILE) and (manifest := run.read(Manifest)) and manifest.held_out_count
     if holds:

@@ -81,7 +81,7 @@ def workers_from_environment() -> int:
     Raises: HarnessError "loader-workers-invalid".
     """
     text = os.environ.get(WORKERS) or "0"
-    if not text.isdigit() or int(text) > 256:
+    if not text.isdecimal() or int(text) > 256:
         raise HarnessError(
             "loader-workers-invalid",
             f"{WORKERS} is not a number of processes",

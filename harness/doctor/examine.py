@@ -5,6 +5,7 @@ A check that fails to check reports so, and hides no other check.
 
 from __future__ import annotations
 
+import difflib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from harness.artifacts.doctor import Diagnosis, Finding
 from harness.doctor import content, gpu, host, hosts, network, planned, wandb_key
 from harness.doctor.situation import NotNeeded, Situation, error, unknown
 from harness.errors import HarnessError
+from harness.received.text import word
 from harness.run.lock import holder
 
 
@@ -88,12 +90,16 @@ def check_names(allowed: Iterable[str], names: Sequence[str]) -> None:
     """
     for name in allowed:
         if name not in names:
+            spelt = {each.lower(): each for each in names}
+            near = difflib.get_close_matches(name.lower(), spelt, n=1)
             raise HarnessError(
                 "check-unknown",
                 f"there is no check {name!r}",
                 got=name,
                 need=f"one of {', '.join(names)}",
-                fix="--allow 'NAME OF A CHECK'",
+                fix=f"--allow {word(spelt[near[0]])}"
+                if near
+                else "harness doctor names the check of each finding",
             )
 
 

@@ -24,6 +24,7 @@ from harness.artifacts.episodes import (
 from harness.artifacts.setting import APART, Setting
 from harness.errors import HarnessError
 from harness.evaluate.schedule import keys
+from harness.received.denied import may_be_opened
 from harness.received.files import open_received, there
 from harness.received.text import word
 from harness.received.unwritable import cannot_write
@@ -219,7 +220,7 @@ def read_recorded(directory: RunDir) -> Recorded:
             "artifact-unreadable",
             f"{path} cannot be read: {error.strerror}",
             need="a file that this user may read",
-            fix=f"chmod u+r {word(path)}",
+            fix=may_be_opened(path),
         ) from error
     others = {sha256: count for sha256, count in episodes.settings.items() if sha256 != setting.sha256()}
     if others:

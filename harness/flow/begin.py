@@ -13,7 +13,7 @@ import typer
 
 from harness.errors import HarnessError
 from harness.flow.chain import Chain
-from harness.flow.find import find_run, recipe_of, refuse_started, trainer_of
+from harness.flow.find import find_run, recipe_of, refuse_behind, refuse_started, trainer_of
 from harness.flow.together import Lead, all_processes, follow, of_process
 from harness.flow.trainer_ours import OURS
 from harness.flow.training import prepare
@@ -85,7 +85,9 @@ def get_ready(asked: Asked, console: Progress, held: ExitStack) -> Ready:
         trainer.check(own)
         lock = held.enter_context(locked(directory.path))
         if not asked.resume:
-            refuse_started(directory)
+            refuse_started(directory, named=asked.run is None)
+        else:
+            refuse_behind(directory, own.train.steps, trainer.name)
         chain = Chain(directory, own, trains=True, trainer=trainer)
         console.say(f"run {directory.path}: recipe {chain.recipe.name}, {chain.recipe.train.steps} steps")
         lead = Lead(peers, asked.net)

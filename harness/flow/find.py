@@ -18,6 +18,7 @@ from harness.received.text import word
 from harness.recipe.load import load_recipe, recipe_from, shipped_sources
 from harness.recipe.schema import Recipe
 from harness.run.directory import MANIFEST, RECIPE, RunDir, latest_run, new_run, runs_root
+from harness.run.status import saved_step
 
 TRAINERS: dict[str, Trainer] = {trainer.name: trainer for trainer in (OURS, Openpi())}
 
@@ -116,27 +117,52 @@ def _own_recipe(run: RunDir, overrides: list[str]) -> Recipe | None:
     try:
         found = load_recipe(str(path), root=run.path)
     except HarnessError as error:
-        if error.code != "recipe-invalid" or not there(run.path / MANIFEST):
+        # A directory of that name is no recipe either.
+        if error.code not in ("recipe-invalid", "recipe-unknown") or not there(run.path / MANIFEST):
             raise
         fix = (
-            f"rm {word(path)}, then harness train --resume --run {word(run.path)}: the run's manifest has its"
-            " recipe too"
+            f"mv {word(path)} {word(f'{path}.old')} && harness train --resume --run {word(run.path)}; the"
+            " run's manifest has its recipe too, with the steps that it was started for"
         )
         raise HarnessError(error.code, error.what, got=error.got, need=error.need, fix=fix) from error
     return load_recipe(str(path), overrides, root=run.path) if overrides else found
 
 
-def refuse_started(run: RunDir) -> None:
-    """Checks that the run has not been trained yet.
+def refuse_started(run: RunDir, *, named: bool) -> None:
+    """Checks that the run has not been trained yet. `named`: it was given by --name, not by its directory.
 
     Raises: HarnessError "run-exists".
     """
     if run.started:
+        path = run.path if run.path.name not in ("", "..") else run.path.resolve()
+        beside = path.with_name(f"{path.name}-2")
         raise HarnessError(
             "run-exists",
             f"{run.path} has been trained already; nothing was overwritten",
             need="a new run, or --resume",
-            fix=f"add --resume to go on, or --name {word(run.path.absolute().name)}-2 for another run",
+            fix=(
+                f"add --resume to go on, or --name {word(beside.name)} for another run"
+                if named
+                else f"add --resume to go on, or --run {word(beside)} for another run"
+            ),
+        )
+
+
+def refuse_behind(run: RunDir, steps: int, backend: Backend) -> None:
+    """Checks that a resume to `steps` does not end before what is saved: nothing would be trained.
+
+    The run's recipe would have fewer steps than the run took.
+
+    Raises: HarnessError "steps-behind".
+    """
+    saved = saved_step(run, backend, [])
+    if saved is not None and steps < saved:
+        raise HarnessError(
+            "steps-behind",
+            f"{run.path} is at step {saved} already; nothing was changed",
+            got=f"train.steps {steps}, which counts from the run's beginning",
+            need=f"more than {saved} steps, to train further",
+            fix=f"--steps {saved + steps} for so many more, or --steps {saved} to leave it as it is",
         )
 
 

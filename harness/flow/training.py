@@ -13,6 +13,7 @@ import typer
 
 from harness.errors import HarnessError
 from harness.flow.diagnose import diagnose
+from harness.received.text import word
 from harness.show.progress import Progress, busy
 
 if TYPE_CHECKING:
@@ -86,11 +87,9 @@ def prepare(
     diagnosis = diagnose(chain, machine, made, (dataset, norm_stats), allow=allow, online=True, hosts=hosts)
     for finding in diagnosis.findings:
         console.finding(finding)
-    if diagnosis.errors:
-        console.warn(
-            "the doctor found errors, so nothing was trained; --allow 'NAME OF THE CHECK' goes on all the"
-            " same"
-        )
+    if errors := diagnosis.errors:
+        named = " ".join(f"--allow {word(check)}" for check in dict.fromkeys(each.check for each in errors))
+        console.warn(f"the doctor found errors, so nothing was trained; {named} goes on all the same")
         raise typer.Exit(1)
     return Job(chain.run, chain.recipe, made, dataset, norm_stats), machine
 

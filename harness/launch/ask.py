@@ -69,30 +69,30 @@ def ask(wanted: Wanted, plan: Callable[[str, str, list[str]], Plan], more: dict[
     own = load_recipe(named, [*wanted.sets, *last])
     _check_batch(own, hosts)
     directory = _run(engine, wanted.run, wanted.name, named)
-    gpus, planned = _devices(hosts, wanted.gpu, wanted.gpus, lambda cards: plan(cards, named, wanted.sets))
     shipped = named in shipped_recipes()
     contained = engine in ("kubernetes", "compose") or (engine == "slurm" and more["image"] is not None)
-    return validated(
-        {
-            "engine": engine,
-            "hosts": hosts,
-            "name": directory.name,
-            "recipe": named if shipped else str(Path(named).resolve()),
-            # With the numbers of episodes that stood in a file beside it, so that it stands alone.
-            "recipe_text": None if shipped else to_yaml(load_recipe(named)),
-            "options": [*(f"--set={each}" for each in wanted.sets), *wanted.train],
-            "gpus": gpus,
-            "plan": planned,
-            "program": [sys.executable, "-m", "harness.cli"],
-            "out": str((wanted.out or Path("launch") / directory.name).absolute()),
-            "runs": str(directory.parent),
-            "cache": str(cache_root().absolute()),
-            "datasets": str(Path(os.environ.get("HARNESS_DATASETS") or "datasets").absolute()),
-            "environment": ({} if contained else _own_environment()) | _given(wanted.environment),
-            "user": _user(engine, wanted.user),
-            **more,
-        }
-    )
+    given = {
+        "engine": engine,
+        "hosts": hosts,
+        "name": directory.name,
+        "recipe": named if shipped else str(Path(named).resolve()),
+        # With the numbers of episodes that stood in a file beside it, so that it stands alone.
+        "recipe_text": None if shipped else to_yaml(load_recipe(named)),
+        "options": [*(f"--set={each}" for each in wanted.sets), *wanted.train],
+        "program": [sys.executable, "-m", "harness.cli"],
+        "out": str((wanted.out or Path("launch") / directory.name).absolute()),
+        "runs": str(directory.parent),
+        "cache": str(cache_root().absolute()),
+        "datasets": str(Path(os.environ.get("HARNESS_DATASETS") or "datasets").absolute()),
+        "environment": ({} if contained else _own_environment()) | _given(wanted.environment),
+        "user": _user(engine, wanted.user),
+        **more,
+    }
+    if wanted.gpu is not None:
+        # A plan may be compiled for minutes. What is wrong whatever it says is refused before.
+        validated({**given, "gpus": 1, "plan": None})
+    gpus, planned = _devices(hosts, wanted.gpu, wanted.gpus, lambda cards: plan(cards, named, wanted.sets))
+    return validated({**given, "gpus": gpus, "plan": planned})
 
 
 def _user(engine: Engine, text: str | None) -> tuple[int, int]:

@@ -12,7 +12,8 @@ from harness.profile.source import OTHER, PROGRAMS, Origin, origins, program_of
 from harness.profile.trace import Event, covered, events_of
 from harness.received.files import read_received
 from harness.received.text import word
-from harness.run.directory import PROFILE, PROGRAM, RunDir
+from harness.run.directory import PROFILE, PROGRAM, RECIPE, RunDir
+from harness.run.status import check_is_run, read_status
 from harness.units import GIB
 
 TO_DEVICE, FROM_DEVICE = "copies to the device", "copies from the device"
@@ -28,12 +29,14 @@ def profile(run: Path, kernels: int = 20) -> Profile:
     """
     directory = run / PROFILE
     traced = RunDir(directory).read(Traced)
+    if traced is None:
+        check_is_run(RunDir(run))
     if traced is None or traced.trace is None:
         raise HarnessError(
             "profile-missing",
             f"no step of {run} was traced",
             need=f"{PROFILE}/{Traced.FILE} of a run that was trained with --profile",
-            fix=f"harness train --resume --run {word(run)} --profile 3",
+            fix=_trace_anew(run),
         )
     try:
         text = read_received(directory / PROGRAM, run, _PROGRAM_BYTES).decode()
@@ -45,16 +48,28 @@ def profile(run: Path, kernels: int = 20) -> Profile:
             "profile-unreadable",
             f"the trace in {directory} cannot be read",
             got=str(error),
-            fix=f"harness train --resume --run {word(run)} --profile 3 writes another",
+            fix=f"{_trace_anew(run)} writes another",
         ) from error
     if not events:
         raise HarnessError(
             "profile-unreadable",
             f"the trace in {directory} holds no kernel of {traced.device}",
             need="a profiler that sees the device: on NVIDIA cards CUPTI, which some drivers under WSL lack",
-            fix=f"harness train --resume --run {word(run)} --profile 3, on a machine whose driver has it",
+            fix=f"{_trace_anew(run)}, on a machine whose driver has it",
         )
     return _joined(traced, events, found, compiled, kernels)
+
+
+def _trace_anew(run: Path) -> str:
+    """The command that traces steps: of the run, if it has steps left, else of its recipe beside it."""
+    try:
+        ended = read_status(RunDir(run)).state == "finished"
+    except HarnessError:
+        ended = False
+    if not ended:
+        return f"harness train --resume --run {word(run)} --profile 3"
+    beside = run.absolute().with_name(f"{run.absolute().name}-profile")
+    return f"harness train --recipe {word(run / RECIPE)} --run {word(beside)} --steps 6 --profile 3"
 
 
 def _joined(

@@ -76,7 +76,7 @@ def read_status(run: RunDir, *, now: float | None = None, read: Read | None = No
     Raises: HarnessError "run-missing" if the directory does not exist or holds no file of a run;
     "run-unreadable".
     """
-    _check_is_run(run)
+    check_is_run(run)
     problems: list[str] = []
     manifest, plan, known = read or (
         read_or_tell(run, Manifest, problems),
@@ -141,7 +141,7 @@ def _eta(left: int | None, step_s: float | None, calibrated_s: float | None) -> 
     return {"eta_s": left * (calibrated_s or 0.0), "eta_by": "calibration"}
 
 
-def _check_is_run(run: RunDir) -> None:
+def check_is_run(run: RunDir) -> None:
     """Refuses a path that is not a run.
 
     Raises: HarnessError "run-missing", "run-unreadable".

@@ -9,6 +9,7 @@ import socket
 from pathlib import Path
 
 from harness.errors import HarnessError
+from harness.received.denied import may_be_opened
 from harness.received.files import read_received
 from harness.received.text import controls
 
@@ -55,8 +56,10 @@ def key_in(file: Path) -> str:
             f"the key cannot be read from {file}",
             got=getattr(error, "strerror", None) or str(error),
             need="a file with the key in its first line, that this user may read",
-            # Into a new file: the one that was named may hold something else.
-            fix=(
+            # Else into a new file: the one that was named may hold something else.
+            fix=may_be_opened(file)
+            if isinstance(error, PermissionError)
+            else (
                 "umask 077; python -c 'import secrets; print(secrets.token_urlsafe(32))' > KEY, then"
                 " --api-key-file KEY"
             ),

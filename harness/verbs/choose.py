@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def choose(
     path: Annotated[
-        Path | None, typer.Argument(metavar="[RUN]", help="A run that held episodes out. Default: --run.")
+        Path | None, typer.Argument(metavar="RUN", help="A run that held episodes out. Default: --run.")
     ] = None,
     by: Annotated[
         str,

@@ -41,7 +41,7 @@ _MOST_BY_ITSELF = 16
 PathArgument = Annotated[
     str | None,
     typer.Argument(
-        metavar="[STEP|RUN]",
+        metavar="STEP|RUN",
         help="A run, a checkpoint directory or one step of it, as `harness serve` takes it.",
     ),
 ]

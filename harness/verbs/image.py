@@ -13,10 +13,10 @@ _MOST = 20
 def image(
     first: Annotated[
         str | None,
-        typer.Argument(metavar="[IMAGE]", help="On the host: an image of the engine, read to the last byte."),
+        typer.Argument(metavar="IMAGE", help="On the host: an image of the engine, read to the last byte."),
     ] = None,
     second: Annotated[
-        str | None, typer.Argument(metavar="[OTHER]", help="The two are compared, entry by entry.")
+        str | None, typer.Argument(metavar="OTHER", help="The two are compared, entry by entry.")
     ] = None,
     sbom: Annotated[
         bool, typer.Option("--sbom", help="Print the image's bill of materials, as CycloneDX's JSON.")

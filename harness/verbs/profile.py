@@ -15,7 +15,7 @@ from harness.verbs.options import JsonOption, RunOption
 def profile(
     path: Annotated[
         Path | None,
-        typer.Argument(metavar="[RUN]", help="A run that was trained with --profile. Default: --run."),
+        typer.Argument(metavar="RUN", help="A run that was trained with --profile. Default: --run."),
     ] = None,
     kernels: Annotated[
         int, typer.Option("--kernels", min=0, max=10_000, help="So many of the longest kernels.")

@@ -17,7 +17,7 @@ def report(
     paths: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[RUN]...",
+            metavar="RUN",
             help=("Runs; the curves of the others are laid over the first one's. Or one or two evaluations."),
         ),
     ] = None,

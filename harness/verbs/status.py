@@ -19,7 +19,7 @@ def status(
     path: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[RUN]", help="A run directory. Default: --run, else the run that was written to last."
+            metavar="RUN", help="A run directory. Default: --run, else the run that was written to last."
         ),
     ] = None,
     watch: Annotated[

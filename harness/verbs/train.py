@@ -11,9 +11,10 @@ from harness.artifacts.plan import Backend
 from harness.flow.training import carry_out, look_back, stopped_at_once
 from harness.received.consent import hear
 from harness.show.progress import Progress
-from harness.verbs.answers import print_file
+from harness.verbs.answers import dataset_overrides, print_file
 from harness.verbs.options import (
     AllowOption,
+    DatasetOption,
     DeviceOption,
     FetchOption,
     JsonOption,
@@ -64,6 +65,7 @@ ProfileOption = Annotated[
 
 def train(
     recipe: RecipeOption = None,
+    dataset: DatasetOption = None,
     resume: ResumeOption = False,
     name: NameOption = None,
     steps: LastStepOption = None,
@@ -85,11 +87,16 @@ def train(
     Ctrl-C or SIGTERM saves and ends it.
     """
     from harness.artifacts import Manifest
+    from harness.data.pace import workers_from_environment
     from harness.doctor.examine import check_allowed
     from harness.flow.begin import Asked, get_ready
     from harness.plan.cluster import rate as network_rate
+    from harness.run.cuda import check_device
 
+    # What is wrong whatever the plan says is refused before there is a run.
     check_allowed(allow or [])
+    check_device(device)
+    workers_from_environment()
     console = Progress()
     hear(fetch=fetch, offline=offline)
     asked = Asked(
@@ -101,7 +108,7 @@ def train(
         allow or [],
         backend,
         any_commit,
-        sets or [],
+        [*(sets or []), *dataset_overrides(dataset)],
         run,
         None if net is None else network_rate(net),
         profile,
