@@ -340,16 +340,3 @@ def test_a_card_that_jax_cannot_start_on_is_compiled_for_by_its_description() ->
 def test_moments_that_cannot_be_streamed_stay_on_the_device() -> None:
     plan = planned(changed(FULL, {"train.optimizer.moments": "bfloat16"}), gpu="rtx_4090")
     assert all("moments" not in one.levers.host for one in plan.candidates if not one.changes)
-
-
-@pytest.mark.parametrize("rows", [1, 2, 12, 97, 256, 3600, 10_007, 65_536])
-def test_microbatches_are_all_divisors(rows: int) -> None:
-    assert candidates.divisors(rows) == [d for d in range(1, rows + 1) if rows % d == 0]
-
-
-@pytest.mark.parametrize("rows", [10**8, 10**18])
-def test_a_batch_of_any_size_is_planned_at_once(rows: int) -> None:
-    """All numbers up to the batch were tried, which did not end."""
-    sizes = candidates.divisors(rows)
-    assert (sizes[0], sizes[-1]) == (1, rows)
-    assert all(rows % size == 0 for size in sizes)
