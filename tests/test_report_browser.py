@@ -5,15 +5,16 @@ The console is empty, nothing is loaded, and the page is readable on a phone, in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from harness.artifacts import Prediction
+from harness.artifacts import Dataset, Prediction
 from harness.report.page import render
 from tests.support.browser import Browser, browser_path
-from tests.support.report_run import full_run, metrics
+from tests.support.report_run import full_run, manifest, metrics
 
 pytestmark = pytest.mark.skipif(
     browser_path() is None,
@@ -234,3 +235,51 @@ def test_steps_as_large_as_steps_may_be_are_drawn(browser: Browser, tmp_path: Pa
     browser.open(path)
     assert browser.problems == []
     assert browser.evaluate("document.querySelectorAll('.chart .smooth').length") == 4
+
+
+@pytest.mark.parametrize("gaps", [0, 2, 3])
+def test_every_point_of_a_curve_is_seen(browser: Browser, tmp_path: Path, gaps: int) -> None:
+    """Also the only one of a run, and those between losses that are not finite."""
+    rows = metrics(40 if gaps else 1)
+    for row in rows[::gaps] if gaps else ():
+        row["loss"] = math.nan
+    path = tmp_path / "points.html"
+    path.write_text(render(full_run(tmp_path / "points", rows=rows)))
+    browser.open(path)
+    drawn = browser.evaluate("document.querySelector('[data-series=loss] .smooth').getAttribute('d')")
+    stretches = drawn.split("M")[1:]
+    assert len(stretches) >= len(rows) // 3
+    assert all("L" in stretch or "h" in stretch for stretch in stretches)
+    if not gaps:
+        box = browser.evaluate(
+            "(() => { const b = document.querySelector('[data-series=loss] svg').getBBox();"
+            " const p = document.querySelector('[data-series=loss] .smooth').getBBox();"
+            " return [p.x - b.x, b.width]; })()"
+        )
+        assert 0.3 < box[0] / box[1] < 0.8
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_word_of_any_length_widens_no_page(browser: Browser, tmp_path: Path, width: int) -> None:
+    run, word = full_run(tmp_path / "words"), "put_the_bowl_" * 40
+    question = {"step": 1, "episode": 0, "frame": 0, "task": word, "action_horizon": 2} | {
+        "sampling_steps": 1,
+        "seed": 0,
+    }
+    answer = {"predicted": [[0.0]] * 2, "recorded": [[1.0]] * 2, "is_pad": [False] * 2}
+    run.write(
+        Prediction(
+            checkpoint=word, dataset=word, device=word, mean_absolute_error=[1.0], **question, **answer
+        )
+    )
+    dataset = run.read(Dataset)
+    assert dataset is not None
+    run.write(dataset.model_copy(update={"source": word, "tasks": [word], "format_version": word}))
+    made = manifest()
+    told = {"cameras": [word, word]}
+    plan = made.plan.model_copy(update={"reason": word, "levers": made.plan.levers.model_copy(update=told)})
+    run.write(made.model_copy(update={"plan": plan}))
+    path = tmp_path / "words.html"
+    path.write_text(render(run))
+    browser.open(path, width=width)
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width

@@ -15,6 +15,7 @@ shorter experiment.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,6 +30,8 @@ Changes = dict[str, Any]
 # The longest prompt, in tokens, of a dataset that has not been read, rounded up as the loader does. Source:
 # facts on platforms (570 tokens a sample: two cameras of 256, 10 actions, and the prompt).
 _KNOWN_PROMPTS = {"physical-intelligence/libero": 48, "sample": 32}
+# So many divisors are tried: none of a batch below the square of it is missed.
+_MOST_TRIED = 2**20
 # No tokenizer makes as many tokens of a task's text. A dataset.json with more is not ours.
 _MOST_PROMPT_TOKENS = 2**16
 
@@ -106,8 +109,12 @@ def lever_sets(base: Levers, recipe: Recipe, *, shards: list[int], host: bool) -
 
 
 def divisors(n: int) -> list[int]:
-    """Every microbatch that divides n rows, ascending."""
-    return [d for d in range(1, n + 1) if n % d == 0]
+    """Every microbatch that divides n rows, ascending.
+
+    Of more than 2**40 rows some in the middle are left out.
+    """
+    small = [d for d in range(1, min(math.isqrt(n), _MOST_TRIED) + 1) if n % d == 0]
+    return sorted({*small, *(n // d for d in small)})
 
 
 def prompt_tokens(recipe: Recipe, dataset: Dataset | None) -> int:

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
-from harness.artifacts import Candidate, Dataset, HostReport, Levers, Machine, Plan
+from harness.artifacts import Candidate, Dataset, Levers, Machine, Plan
 from harness.plan import candidates, cluster, cost, kept, memory, operations, saving, shared
-from harness.plan.atlas import Atlas, shipped
-from harness.plan.compile import compiled
+from harness.plan.asked import Ask, Tools
+from harness.plan.atlas import shipped
 from harness.plan.need import Oracle, enough, not_asked, shortage
 from harness.plan.notes import notes_of, smallest_card
 from harness.plan.place import Place, absent, instead, present
@@ -26,41 +25,11 @@ from harness.recipe.deviations import deviations
 from harness.recipe.parameters import check_who_is_trained, counts
 from harness.recipe.schema import Recipe
 
+__all__ = ["Ask", "Tools", "choose"]
+
 # A larger microbatch must save more than this share of a step: the cost model is some percent off, and on a
 # card that is nearly full XLA computes again what it could have kept.
 _WORTH = 0.07
-
-
-class Ask(NamedTuple):
-    """The user's request to the planner, beside the recipe.
-
-    `gpu` names a card that is not here. `recompile` asks the compiler even if the atlas has the answer.
-    `hosts` are the machines of a run that several processes train, `net` the rate of a machine's network in
-    bytes a second. `slower` allows them to be slower together than one alone.
-    """
-
-    gpu: str | None = None
-    device: str | None = None
-    vram_bytes: int | None = None
-    host_ram_bytes: int | None = None
-    exact: bool = False
-    recompile: bool = False
-    hosts: tuple[HostReport, ...] = ()
-    net: float | None = None
-    slower: bool = False
-
-
-class Tools(NamedTuple):
-    """The sources of answers: the shipped atlas (None: no atlas) and the compiler.
-
-    `say` reports what is being compiled. `thorough` asks the compiler about faster plans, with
-    other microbatches too, also where the atlas has the answer of a slower one.
-    """
-
-    atlas: Atlas | None
-    compile: Callable[..., object] = compiled
-    say: Callable[[str], None] = lambda _: None
-    thorough: bool = False
 
 
 def choose(
@@ -179,33 +148,44 @@ class _Search:
             if changes and (self._ask.exact or self._place.platform == "cpu"):
                 break
             recipe = candidates.changed(self._recipe, changes)
-            best, tried = self._with(recipe, changes, self._lever_sets(recipe))
+            sets = self._lever_sets(recipe)
+            best, tried = self._with(recipe, changes, sets)
             made += tried
-            if best is None:
-                # Saves that are streamed may make room where the host has none for a copy of the state.
-                # Those that do not are shown only where nothing fits.
-                best, tried = self._streamed(recipe, changes)
+            # Saves that are streamed may make room where the host has none for a copy of the state. Where
+            # they win nothing they are not shown, and those that do not fit only where nothing fits.
+            best, tried = self._streamed(recipe, changes, sets, best)
+            if any(one is best for one in tried):
                 made += [one for one in tried if one.verdict == "fits"]
-                in_vain += [one for one in tried if one.verdict == "rejected"]
+            in_vain += [one for one in tried if one.verdict == "rejected"]
             if best is not None:
                 again = partial(self._candidate, recipe, changes)
-                asked = kept.Answers(partial(self._seconds, recipe), again, self._may_ask(recipe, best))
-                best, made = kept.with_more_kept(recipe, self._place, best, made, asked)
+                asked = kept.Answers(partial(self._rank, recipe), again, self._may_ask(recipe, best))
+                others = self._elsewhere(recipe, sets)
+                best, made = kept.with_more_kept(recipe, self._place, best, made, asked, others)
                 best, made = saving.streamed_where_unknown(self._place, best, made, again)
                 return [best, *(one for one in made if one is not best)], best
         return made + in_vain, None
 
     def _streamed(
-        self, recipe: Recipe, changes: candidates.Changes
+        self, recipe: Recipe, changes: candidates.Changes, sets: list[Levers], best: Candidate | None
     ) -> tuple[Candidate | None, list[Candidate]]:
         """`_with` for streamed saves. No approximate plan is compiled for them if there is an atlas."""
-        search, sets = self, saving.streamed_where_short(recipe, self._lever_sets(recipe), self._place)
+        search, sets = self, saving.streamed_where_short(recipe, sets, self._place)
         atlas = self._tools.atlas
         if changes and atlas is not None and not atlas.refused and not self._ask.recompile:
             place = self._place._replace(stands_in=True)
             search = _Search(self._recipe, place, self._dataset, self._tools, self._ask)
             sets = [levers for levers in sets if search._is_known(recipe, levers)]
-        return search._with(recipe, changes, sets)
+        return search._with(recipe, changes, sets, best)
+
+    def _elsewhere(self, recipe: Recipe, sets: list[Levers]) -> list[Levers]:
+        """The plans of these places of the state whose step is known, with saves that fit the host."""
+        sizes = candidates.divisors(recipe.train.global_batch // self._place.devices)
+        short = saving.streamed_where_short(recipe, sets, self._place)
+        fitting = [one for one in sets if saving.streamed(one) not in short] + short
+        return [
+            candidates.cut(recipe, one, size) for one in fitting for size in self._known(recipe, one, sizes)
+        ]
 
     def _lever_sets(self, recipe: Recipe) -> list[Levers]:
         """Where the state may lie, cheapest first."""
@@ -217,10 +197,16 @@ class _Search:
         return [levers for levers in sets if self._is_known(recipe, levers)] or sets
 
     def _with(
-        self, recipe: Recipe, changes: candidates.Changes, sets: list[Levers]
+        self,
+        recipe: Recipe,
+        changes: candidates.Changes,
+        sets: list[Levers],
+        best: Candidate | None = None,
     ) -> tuple[Candidate | None, list[Candidate]]:
-        """(the fastest plan that fits with these changes and one of these lever sets, every plan tried)."""
-        best, tried = None, list[Candidate]()
+        """(the fastest plan that fits with these changes and one of these lever sets, or `best` if that is
+        faster; every plan tried).
+        """
+        tried = list[Candidate]()
         for levers in sets:
             sizes = self._microbatches(recipe, levers)
             if best is not None and not self._promises(recipe, levers, sizes, best):
@@ -234,7 +220,7 @@ class _Search:
                     found.append(self._largest(recipe, changes, chunked, sizes))
             tried += found
             fitting = [one for one in [best, *found] if one is not None and one.verdict == "fits"]
-            best = min(fitting, key=lambda one: self._seconds(recipe, one.levers), default=None)
+            best = min(fitting, key=lambda one: self._rank(recipe, one.levers), default=None)
         return best, tried
 
     def _promises(self, recipe: Recipe, levers: Levers, sizes: list[int], best: Candidate) -> bool:
@@ -242,7 +228,7 @@ class _Search:
         if best.source in ("atlas", "interpolated") and not self._known(recipe, levers, sizes):
             return False
         levers = candidates.cut(recipe, levers, sizes[-1])
-        return self._seconds(recipe, levers) < self._seconds(recipe, best.levers)
+        return self._rank(recipe, levers) < self._rank(recipe, best.levers)
 
     def _microbatches(self, recipe: Recipe, levers: Levers) -> list[int]:
         """The microbatches worth trying, ascending, up to the first beyond which the step gains nothing."""
@@ -268,9 +254,20 @@ class _Search:
         return [size for size in sizes if self._oracle.has_step(recipe, candidates.cut(recipe, levers, size))]
 
     def _may_ask(self, recipe: Recipe, best: Candidate) -> Callable[[Levers], bool]:
-        """Whether a plan like `best` may be asked about. If the atlas knows only `best`, that suffices."""
+        """Whether a plan like `best` may be asked about. If the atlas knows only `best`, that suffices.
+
+        The compiler is asked about none whose state lies elsewhere.
+        """
         atlas = best.source in ("atlas", "interpolated") and not self._tools.thorough
-        return lambda levers: self._oracle.tells(recipe, levers) or not (atlas or self._place.stands_in)
+        place = kept.where(best.levers)
+        return lambda levers: (
+            self._oracle.tells(recipe, levers)
+            or not (atlas or self._place.stands_in or kept.where(levers) != place)
+        )
+
+    def _rank(self, recipe: Recipe, levers: Levers) -> float:
+        """The seconds by which plans are compared."""
+        return saving.ranked(self._seconds(recipe, levers), levers)
 
     def _seconds(self, recipe: Recipe, levers: Levers) -> float:
         """Predicted seconds of a step, for ranking.

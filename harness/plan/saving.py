@@ -1,9 +1,9 @@
 """Chooses how a plan saves: in the background, or streamed where host memory is short for that.
 
 An asynchronous save holds a copy of the state on the host while it is written. A streamed one has buffers,
-and training waits. It is chosen only where no plan of the same recipe fits with asynchronous saves, so that
-such a plan stays what it was. On a host whose memory is not known it is chosen where parts of the state lie
-in host memory, of which the copy would be a second one.
+and training waits. It is chosen where no plan of the same recipe fits with asynchronous saves, or where those
+that do are clearly slower. On a host whose memory is not known it is chosen where parts of the state lie in
+host memory, of which the copy would be a second one.
 """
 
 from __future__ import annotations
@@ -16,6 +16,14 @@ from harness.plan.candidates import changed
 from harness.plan.place import HOST_MARGIN_BYTES, Place
 from harness.recipe.schema import Recipe
 from harness.units import GIB, format_bytes
+
+# A plan with streamed saves must save more than this share of a step, because training waits at each save.
+_WORTH = 0.07
+
+
+def ranked(seconds: float, levers: Levers) -> float:
+    """The seconds by which a plan is compared with others: more than a step's where saves are streamed."""
+    return seconds * (1 + _WORTH) if levers.save == "streamed" else seconds
 
 
 def streamed_where_unknown(
@@ -31,7 +39,7 @@ def streamed_where_unknown(
     def least(one: Candidate) -> Candidate:
         if one.verdict == "rejected" or one.changes != best.changes or not one.levers.host:
             return one
-        other = again(_streamed(one.levers))
+        other = again(streamed(one.levers))
         return other if other.verdict == "fits" else one
 
     told = {id(one): least(one) for one in made}
@@ -40,7 +48,7 @@ def streamed_where_unknown(
 
 def streamed_where_short(recipe: Recipe, sets: list[Levers], place: Place) -> list[Levers]:
     """Those of the sets whose asynchronous saves are too much for the host, with streamed ones."""
-    return [_streamed(levers) for levers in sets if _is_short(recipe, levers, place)]
+    return [streamed(levers) for levers in sets if _is_short(recipe, levers, place)]
 
 
 def notes_on(recipe: Recipe, place: Place, chosen: Candidate | None) -> list[str]:
@@ -74,5 +82,6 @@ def _is_short(recipe: Recipe, levers: Levers, place: Place) -> bool:
     return usable is not None and need > usable
 
 
-def _streamed(levers: Levers) -> Levers:
+def streamed(levers: Levers) -> Levers:
+    """The same levers with streamed saves."""
     return levers.model_copy(update={"save": "streamed"})

@@ -190,21 +190,28 @@
     }
 
     path(name, indices, steps, values, style = "") {
-      let pen = "M";
       const parts = [];
+      // A point with a gap on either side has no line: a short one with round ends shows it.
+      let alone = false;
+      const end = () => { if (alone) parts.push("h0.1"); alone = false; };
+      let pen = "M";
       for (const i of indices) {
-        if (values[i] === null) { pen = "M"; continue; }
+        if (values[i] === null) { end(); pen = "M"; continue; }
         parts.push(`${pen}${this.x(steps[i]).toFixed(1)} ${this.y(this.scale(values[i])).toFixed(1)}`);
+        alone = pen === "M";
         pen = "L";
       }
+      end();
       if (!parts.length) return;
-      if (parts.length === 1) parts.push("h0.1");
       const clip = `inset(0 ${PAD.right}px ${PAD.bottom}px ${PAD.left}px)`;
-      element("path", { class: name, d: parts.join(""), "stroke-linecap": "round", style: `${style}clip-path: ${clip} view-box` }, this.svg);
+      const width = parts.length === 2 && parts[1] === "h0.1" ? "stroke-width: 5; " : "";
+      element("path", { class: name, d: parts.join(""), "stroke-linecap": "round", style: `${style}${width}clip-path: ${clip} view-box` }, this.svg);
     }
 
     x(step) {
-      const span = view[1] - view[0] || 1;
+      const span = view[1] - view[0];
+      // The one step of a run lies in the middle.
+      if (!span) return (PAD.left + this.width - PAD.right) / 2;
       return PAD.left + ((step - view[0]) / span) * (this.width - PAD.left - PAD.right);
     }
 
