@@ -20,7 +20,7 @@ from harness.doctor.situation import (
     warning,
     without_plan,
 )
-from harness.received.text import word
+from harness.received.denied import may_be_written
 from harness.recipe.schema import Train
 from harness.run.directory import RunDir
 from harness.run.steps import whole_steps
@@ -213,7 +213,7 @@ def writable(situation: Situation) -> Iterator[Finding]:
             probe.write_bytes(b"")
             probe.unlink()
         except OSError as failure:
-            fix = f"chown $(id -u) {word(there)}; in compose HARNESS_UID=$(id -u) HARNESS_GID=$(id -g)"
+            fix = f"{may_be_written(there)}; in compose HARNESS_UID=$(id -u) HARNESS_GID=$(id -g)"
             yield error(
                 "writable",
                 f"{path}: {failure.strerror} for uid {os.getuid()}",

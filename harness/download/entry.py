@@ -24,10 +24,10 @@ from typing import TextIO
 
 from harness.download.listing import PART_SUFFIX, TAG_SUFFIX
 from harness.errors import HarnessError
+from harness.received.denied import may_be_written
 from harness.received.files import ARTIFACT_BYTES, UnsafeFile
 from harness.received.json import read_json
 from harness.received.names import why_no_name, why_no_relative_name
-from harness.received.text import word
 from harness.run.directory import write_atomic
 
 _LOCK, PART, _SIDECAR = "lock", "part", "source.json"
@@ -179,5 +179,5 @@ def write_error(error: OSError, entry: Path, source: str) -> HarnessError:
         f"cannot write the cache {entry}: {error.strerror or error}",
         got=f"uid {os.getuid()}",
         need="a cache directory that this user may write",
-        fix=f"chown $(id -u) {word(entry.parent)}, or point HARNESS_CACHE at another directory",
+        fix=f"{may_be_written(entry.parent)}, or point HARNESS_CACHE at another directory",
     )

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from harness.artifacts import Artifact, Manifest
 from harness.errors import HarnessError
-from harness.received.denied import may_be_opened
+from harness.received.denied import may_be_opened, may_be_written
 from harness.received.files import ARTIFACT_BYTES, UnsafeFile, check_stays, read_received, stays
 from harness.received.json import read_json
 from harness.received.litter import is_litter
@@ -156,7 +156,7 @@ def cannot_write(path: Path, error: OSError) -> HarnessError:
         got=f"uid {os.getuid()}",
         need="a directory that this user may write",
         fix=(
-            f"chown $(id -u) {word(path.parent)}; in compose set HARNESS_UID and HARNESS_GID to your own ids;"
+            f"{may_be_written(path.parent)}; in compose set HARNESS_UID and HARNESS_GID to your own ids;"
             " a read-only volume: mount it without :ro"
         ),
     )

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from harness.errors import HarnessError
+from harness.received.denied import may_be_written
 from harness.received.files import LOCK_BYTES, open_received
 from harness.received.json import parse_json
 from harness.received.text import word
@@ -47,7 +48,7 @@ def locked(run: Path) -> Iterator[int]:
             f"cannot write in {run}: {error.strerror}",
             got=f"uid {os.getuid()}",
             need="a run directory that this user may write",
-            fix=f"chown $(id -u) {word(run)}; in compose set HARNESS_UID and HARNESS_GID to your own ids",
+            fix=f"{may_be_written(run)}; in compose set HARNESS_UID and HARNESS_GID to your own ids",
         ) from error
     with file:
         try:
