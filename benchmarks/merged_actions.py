@@ -25,7 +25,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from harness.checkpoint.leaves import Leaf
 from harness.checkpoint.merge import adapters_of, add_product
 from harness.model import gemma, lora, pi05, siglip
 from harness.predict.deliver import merged_model
@@ -69,9 +68,8 @@ def actor(model: Model, given: Params, dtype: type) -> Callable[[Params], np.nda
 
 def merged(recipe: Recipe, params: Params) -> Params:
     """The parameters with adapters merged, as an export writes them in float32."""
-    leaves = {path: Leaf(path, value.shape, value.dtype, None) for path, value in params.items()}  # type: ignore[arg-type]
     kept = {path: value.copy() for path, value in params.items() if "lora" not in path}
-    for path, (first, second, scale) in adapters_of(recipe.model, leaves).items():
+    for path, (first, second, scale) in adapters_of(recipe.model).items():
         add_product(kept[path], params[first], params[second], scale, path)
     return kept
 

@@ -195,7 +195,7 @@ def test_a_directory_near_a_dataset_is_told_where_it_is(tmp_path: Path, at: str)
         (root / "meta/info.json").unlink()
     refusal = refused((root / at).resolve())
     assert refusal.code == "not-a-dataset"
-    assert (refusal.fix == f"--dataset '{root}'") == (at != ".")
+    assert (refusal.fix == f"--set 'data.dataset={root}'") == (at != ".")
 
 
 @pytest.mark.parametrize(

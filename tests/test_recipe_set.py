@@ -8,7 +8,7 @@ import pytest
 
 from harness.errors import HarnessError
 from harness.recipe.load import load_recipe, to_yaml
-from harness.verbs.answers import dataset_overrides
+from harness.verbs.answers import with_dataset
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_text_is_taken_as_it_is_typed(override: str, value: object, monkeypatch:
 
 @pytest.mark.parametrize("name", ["20241105", "frames #2", "a: b", "nan"])
 def test_a_dataset_may_have_any_name(name: str) -> None:
-    assert load_recipe("smoke", dataset_overrides(name)).data.dataset == name
+    assert load_recipe("smoke", with_dataset(None, name)).data.dataset == name
     mixed = ["data.datasets=[{dataset: a}, {dataset: b}]", f"data.datasets.1.dataset={name}"]
     assert load_recipe("smoke", mixed).data.datasets[1].dataset == name
 

@@ -118,7 +118,7 @@ def _open(
     if lines:
         raise _other(directory, lines)
     plain = frozenset(path for path in trained if "lora" not in path)
-    return OwnAdapters(directory, leaves, adapters_of(recipe.model, leaves), plain)
+    return OwnAdapters(directory, leaves, adapters_of(recipe.model), plain)
 
 
 def _check_base(directory: Path, location: Path, base: Path) -> None:

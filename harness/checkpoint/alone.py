@@ -66,7 +66,7 @@ def export_alone(
             for _ in finite:
                 pass
             plain = [path for path in trained if "lora" not in path]
-            written = write_peft(directory, leaves, adapters_of(recipe.model, leaves), plain, base=base)
+            written = write_peft(directory, leaves, adapters_of(recipe.model), plain, base=base)
             files = {FILE: {"sha256": written.sha256, "bytes": written.nbytes}}
         else:
             write_params(directory / PARAMS, finite)

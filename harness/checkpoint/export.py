@@ -77,7 +77,7 @@ def export_openpi(
 
     `source` is a step directory, or a directory of `save_params_only`. `base` is where the base is now, if it
     has moved. `recipe` is written beside the result.
-    Raises: HarnessError "export-exists", "export-rank", "export-nothing-to-merge", "disk-full",
+    Raises: HarnessError "export-exists", "export-nothing-to-merge", "disk-full",
     "weights-not-finite", and those of `load_params`.
     """
     opened = open_merging(source, model, base=base)

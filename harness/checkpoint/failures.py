@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
+from harness.received.denied import may_be_written
 from harness.received.text import word
 from harness.run.steps import INTERRUPTED
 
@@ -24,10 +25,7 @@ def save_failure(
             "not-writable",
             f"cannot write the checkpoint of step {step} in {directory}",
             need="a directory that this user may write",
-            fix=(
-                f"chown $(id -u) {word(directory)}; in compose set HARNESS_UID and HARNESS_GID to your own"
-                " ids"
-            ),
+            fix=f"{may_be_written(directory)}; in compose set HARNESS_UID and HARNESS_GID to your own ids",
         )
     return HarnessError(
         "save-failed",

@@ -84,7 +84,7 @@ class Merging(NamedTuple):
 def open_merging(source: Path, model: Model, *, base: str | Path | None = None) -> Merging:
     """The checkpoint at `source`, opened; only metadata is read.
 
-    Raises: HarnessError "export-rank", "weights-mismatch", and those of `params_directories`.
+    Raises: HarnessError "weights-mismatch", and those of `params_directories`.
     """
     locations = params_directories(source, base=base)
     shapes = parameter_shapes(model)
@@ -92,7 +92,7 @@ def open_merging(source: Path, model: Model, *, base: str | Path | None = None) 
     for location in reversed(locations):
         leaves |= parameter_leaves(location, shapes)
     check_parameters(source, leaves, shapes)
-    return Merging(Path(source), locations, leaves, shapes, adapters_of(model, leaves))
+    return Merging(Path(source), locations, leaves, shapes, adapters_of(model))
 
 
 def arrays(opened: Merging, paths: Iterable[str] | None = None) -> Iterator[tuple[str, Array]]:
@@ -159,11 +159,8 @@ def check_finite(source: Path, path: str, array: Array) -> None:
         )
 
 
-def adapters_of(model: Model, leaves: Mapping[str, Leaf]) -> Adapters:
-    """The adapters of `model` among these leaves.
-
-    Raises: HarnessError "export-rank" if a leaf is of another rank than the model says.
-    """
+def adapters_of(model: Model) -> Adapters:
+    """The adapters of `model`, whose leaves have been checked to be of its shapes."""
     found = {}
     for first in parameter_shapes(model):
         if not first.endswith("lora_a"):
@@ -173,13 +170,7 @@ def adapters_of(model: Model, leaves: Mapping[str, Leaf]) -> Adapters:
             f"{first.removesuffix('lora_a')}w" if first.endswith("/lora_a") else first.removesuffix("_lora_a")
         )
         lora = (model.action_expert if group_of(path) == "expert" else model.paligemma).lora
-        rank = leaves[first].shape[-1]
-        if lora is None or lora.rank != rank:
-            raise HarnessError(
-                "export-rank",
-                f"{first} has rank {rank}, the recipe says {lora.rank if lora else 'no adapters'}",
-                fix="export with the recipe that the run was trained with",
-            )
+        assert lora is not None
         found[path] = (
             first,
             f"{first.removesuffix('a')}b",

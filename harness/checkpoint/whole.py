@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
@@ -48,7 +49,7 @@ def whole_or_nothing(destination: Path, need_bytes: int) -> Iterator[Path]:
             "export-exists",
             f"{destination} is there already",
             need="a new directory",
-            fix="name another destination, or remove it",
+            fix=f"name another destination, for example {word(_free(destination))}",
         )
     temporary = destination.with_name(f"{destination.name}{INTERRUPTED}-{secrets.token_hex(8)}")
     made = False
@@ -76,6 +77,12 @@ def whole_or_nothing(destination: Path, need_bytes: int) -> Iterator[Path]:
     finally:
         if made:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _free(destination: Path) -> Path:
+    """A name like the destination's that nothing has yet."""
+    names = (destination.with_name(f"{destination.name}-{n}") for n in itertools.count(2))
+    return next(name for name in names if not there(name))
 
 
 def _disk_full(destination: Path, got: str | None, need: str | None) -> HarnessError:

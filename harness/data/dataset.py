@@ -24,6 +24,7 @@ from harness.data.space_check import check_space
 from harness.data.tokenizer import tokenizer_of
 from harness.errors import HarnessError
 from harness.received.litter import is_litter
+from harness.received.text import word
 from harness.recipe.episodes import compact, spelled_out
 from harness.recipe.schema import Recipe
 
@@ -115,7 +116,8 @@ def measure_prompts(recipe: Recipe, dataset: Dataset, *, needed: bool) -> Datase
     except HarnessError as refusal:
         if needed or not (
             refusal.code.startswith("download-")
-            or refusal.code in ("tokenizer-not-found", "not-writable", "disk-full")
+            or refusal.code
+            in ("tokenizer-not-found", "not-writable", "disk-full", "offline", "fetch-not-asked")
         ):
             raise
         why = f"the tokenizer {recipe.data.tokenizer!r} is not here: {refusal.what}"
@@ -213,7 +215,11 @@ def _check_features(recipe: Recipe, dataset: LeRobotDataset) -> None:
             "data.actions is wider than the model's action_dim",
             got=width,
             need=f"at most {recipe.model.action_dim}",
-            fix="--set data.actions=ANOTHER_FEATURE; released weights have action_dim 32",
+            fix=(
+                f"--set {word(f'model.action_dim={width}')}, since these weights begin at random"
+                if recipe.weights.source is None
+                else f"--set {word(data.key)}.actions=ANOTHER_FEATURE; released weights have action_dim 32"
+            ),
         )
     check_space(recipe, dataset.path, widths["state"], width, likely_state(dataset.features))
 

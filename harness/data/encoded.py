@@ -12,7 +12,7 @@ import numpy as np
 from harness.data.columns import open_parquet, read_group, refusing, rows_mismatch
 from harness.data.fields import NAME_LETTERS
 from harness.data.mending import damaged, missing
-from harness.data.paths import inside
+from harness.data.paths import inside, unreadable
 from harness.data.unpack import check_groups
 from harness.errors import HarnessError
 from harness.received.files import read_received, there
@@ -141,6 +141,8 @@ def encoded_bytes(root: Path, value: Any, standard: str, where: str) -> bytes:
         raise
     try:
         data = read_received(path, root, MOST_BYTES)
+    except PermissionError as error:
+        raise unreadable(path, error) from error
     except OSError as error:
         lacking = missing(path)
         what = f"{where}: neither the table nor a file holds the image"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.data.paths import check_is_dataset
+from harness.data.paths import check_is_dataset, of_file
 from harness.data.sample import sample_dataset_path
 from harness.errors import HarnessError
 from harness.received import consent
@@ -22,7 +22,7 @@ from harness.recipe.schema import Data
 _HUB_ID = re.compile(
     r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/(?=.{1,96}$)[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?", re.ASCII
 )
-_NAMED = Named("data.dataset of a received recipe", "--dataset DIR")
+_NAMED = Named("data.dataset of a received recipe", "--set data.dataset=DIR")
 # Error numbers of a cache directory that cannot take a file. Network errors have other numbers.
 _UNWRITABLE = (
     errno.ENOSPC,
@@ -62,27 +62,28 @@ def resolve(data: Data) -> Resolved:
     "not-writable", "offline" or "fetch-not-asked".
     """
     path = sample_dataset_path() if data.dataset == "sample" else Path(os.path.expanduser(data.dataset))
+    key = data.key
     if data.dataset and os.path.isdir(path):
         if data.revision is not None:
             raise HarnessError(
                 "revision-needs-hub",
-                f"data.revision is set, but {data.dataset} is not on the hub",
+                f"{key}.revision is set, but {data.dataset} is not on the hub",
                 got=data.revision,
                 need="null for a directory, or a hub id",
-                fix="--set data.revision=null",
+                fix=f"--set {word(f'{key}.revision=null')}",
             )
         # Checked before anything is read or hashed: the path may be a home directory or the whole disk.
-        check_is_dataset(path)
+        check_is_dataset(path, key)
         return Resolved(path.resolve(), data.dataset, None)
     hub_id, _, revision = data.dataset.partition("@")
     if revision and data.revision not in (None, revision):
         raise HarnessError(
             "revision-twice",
             f"two revisions of {hub_id} are asked for",
-            got=f"{data.dataset} and data.revision={data.revision}",
+            got=f"{key}.dataset={data.dataset} and {key}.revision={data.revision}",
             need="one",
             fix=(
-                f"--set {word(f'data.revision={revision}')}, or --dataset {word(hub_id)}"
+                f"--set {word(f'{key}.revision={revision}')}, or --set {word(f'{key}.dataset={hub_id}')}"
                 f" without {word(f'@{revision}')}"
             ),
         )
@@ -99,9 +100,12 @@ def resolve(data: Data) -> Resolved:
                 "sample, a directory that exists here (in a container: one that is mounted), or a hub id such"
                 " as physical-intelligence/libero"
             ),
-            fix="--dataset DIR, or --set data.dataset=physical-intelligence/libero",
+            fix=of_file(path, key)
+            or f"--set {word(f'{key}.dataset=DIR')}, with its directory or hub id for DIR",
         )
-    snapshot = _snapshot(hub_id, _revision(revision or data.revision))
+    # A recipe may name the revision in either place, and the fix names the one that is wrong.
+    wrong = f"{key}.dataset={hub_id}" if revision else f"{key}.revision=null"
+    snapshot = _snapshot(hub_id, _revision(revision or data.revision, wrong), wrong)
     return Resolved(snapshot, hub_id, snapshot.name if _COMMIT.fullmatch(snapshot.name) else None)
 
 
@@ -110,27 +114,30 @@ def is_hub_id(name: str) -> bool:
     return _HUB_ID.fullmatch(name) is not None and ".." not in name and "--" not in name
 
 
-def _revision(name: str | None) -> str | None:
-    """The revision, checked: the hub's client makes a file name of it."""
+def _revision(name: str | None, otherwise: str) -> str | None:
+    """The revision, checked: the hub's client makes a file name of it.
+
+    `otherwise` is what --set takes for the default branch.
+    """
     why = why_no_relative_name(name) if name is not None else None
     if why is not None:
         raise HarnessError(
             "revision-invalid",
-            f"data.revision cannot be a branch, a tag or a commit: {why}",
+            f"the dataset's revision cannot be a branch, a tag or a commit: {why}",
             got=repr(name),
             need="a branch, a tag or a commit of the dataset",
-            fix="--set data.revision=main",
+            fix=f"--set {word(otherwise)}, for the default branch",
         )
     return name
 
 
-def _snapshot(hub_id: str, revision: str | None) -> Path:
+def _snapshot(hub_id: str, revision: str | None, otherwise: str) -> Path:
     """The dataset's directory in the hub's cache.
 
     A dataset that the user named is updated first. Any other is downloaded only if the cache lacks it.
     """
     if consent.granted_by_name(hub_id) and not consent.is_offline():
-        return _download(hub_id, revision)
+        return _download(hub_id, revision, otherwise)
     from huggingface_hub import snapshot_download
 
     try:
@@ -139,7 +146,7 @@ def _snapshot(hub_id: str, revision: str | None) -> Path:
     except OSError:
         consent.check(hub_id, _NAMED)
     consent.announce(hub_id, _NAMED, _bytes_on_hub(hub_id, revision))
-    return _download(hub_id, revision)
+    return _download(hub_id, revision, otherwise)
 
 
 def _bytes_on_hub(hub_id: str, revision: str | None) -> int | None:
@@ -156,7 +163,7 @@ def _bytes_on_hub(hub_id: str, revision: str | None) -> int | None:
     return sum(file.size or 0 for file in files) or None
 
 
-def _download(hub_id: str, revision: str | None) -> Path:
+def _download(hub_id: str, revision: str | None, otherwise: str) -> Path:
     from huggingface_hub import errors, snapshot_download
 
     try:
@@ -167,7 +174,8 @@ def _download(hub_id: str, revision: str | None) -> Path:
             f"the hub's dataset {hub_id} has no such revision",
             got=revision,
             need="a branch, a tag or a commit of it",
-            fix=f"--set data.revision=main, or a commit from the history of {hub_id} on the hub",
+            fix=f"--set {word(otherwise)}, for the default branch; or name a commit from the history of"
+            f" {hub_id} on the hub",
         ) from error
     except errors.GatedRepoError as error:
         raise HarnessError(
@@ -181,8 +189,8 @@ def _download(hub_id: str, revision: str | None) -> Path:
             f"the hub has no dataset {hub_id} that this account may read, and there is no such directory",
             got=hub_id,
             fix=(
-                "check the spelling of --dataset; for a private dataset set HF_TOKEN; for a directory, mount"
-                " it into the container"
+                "check the spelling of data.dataset; for a private dataset set HF_TOKEN; for a directory,"
+                " mount it into the container"
             ),
         ) from error
     except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, errors.OfflineModeIsEnabled) as error:
@@ -231,7 +239,7 @@ def _unreachable(hub_id: str, revision: str | None, error: Any) -> HarnessError:
         got=reason,
         need=f"{hub_id} at {revision or 'its default branch'}",
         fix=(
-            f"{again}; or name a directory that holds the dataset: --dataset DIR (in a container: one that is"
-            " mounted)"
+            f"{again}; or name a directory that holds the dataset: --set data.dataset=DIR (in a container:"
+            " one that is mounted)"
         ),
     )

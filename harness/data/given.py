@@ -22,6 +22,7 @@ from harness.data.stats import LARGE_NORMALIZED, compute, computed, trained_bloc
 from harness.download.cache import fetch_file, is_remote
 from harness.errors import HarnessError
 from harness.received.consent import Named
+from harness.received.denied import may_be_opened
 from harness.received.files import read_received
 from harness.received.text import word
 from harness.recipe.norm_stats import BASE, FILE, location_of_statistics
@@ -130,7 +131,9 @@ def file_sha256(path: Path) -> str:
             f"cannot read the statistics that data.norm_stats names: {file}",
             got=getattr(error, "strerror", None) or str(error),
             need="a norm_stats.json, or the directory that holds it",
-            fix=f"--set data.norm_stats=FILE, or {_COMPUTED}",
+            fix=may_be_opened(file)
+            if isinstance(error, PermissionError)
+            else f"--set data.norm_stats=FILE, or {_COMPUTED}",
         ) from error
 
 

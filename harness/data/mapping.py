@@ -76,11 +76,15 @@ def check_features(path: Path, features: dict[str, Feature], wanted: list[Wanted
         and not there
         and len(wrong) == sum(each.kinds == IMAGES for each in wanted)
     )
-    fix = "--dataset with a dataset that has images or videos" if blind else _mapped(features, wanted, wrong)
+    fix = (
+        "name a dataset that has images or videos: --set data.dataset=DIR"
+        if blind
+        else _mapped(features, wanted, wrong)
+    )
     if fix is None or (blind and unfit):
         # No other feature can take the place. The tables may have it all the same.
         said = f"if the tables hold it, give its name, dtype and shape in {INFO}"
-        fix = correct(path / INFO, f"{said}; else --dataset with another dataset")
+        fix = correct(path / INFO, f"{said}; else name another dataset: --set data.dataset=DIR")
     raise HarnessError(code, what, got=got, need=need, fix=fix)
 
 

@@ -106,7 +106,7 @@ def read_metadata(root: Path, selection: Selection = ALL) -> Metadata:
             f"{root} has no episodes",
             got=0,
             need="at least one episode",
-            fix="--dataset with a dataset that has episodes",
+            fix="name a dataset that has episodes: --set data.dataset=DIR",
         )
     depth = frozenset(name for name, value in info["features"].items() if _is_depth(value))
     names = {name: _names(value) for name, value in info["features"].items()}
@@ -203,12 +203,15 @@ def _numbered(
             known = trusting
             continue
         if episode.length <= 0:
+            # Of all that are kept the last one cannot be left out.
+            left = any(other.index in kept and other.length > 0 for other in listed)
+            without = f", or {selection.leave_out([episode.index])}" if left else ""
             raise invalid(
                 root / "meta",
                 f"episode {episode.index} has no frames",
                 got=episode.length,
                 need="a positive length",
-                fix=correct(root / "meta", f"correct its length, or {selection.leave_out([episode.index])}"),
+                fix=correct(root / "meta", f"correct its length{without}"),
             )
         number = episode.number if known else None
         episodes.append(

@@ -18,6 +18,7 @@ import numpy as np
 from harness.artifacts import DimensionStats, NormStats, Statistic
 from harness.data.transforms import Normalization
 from harness.errors import HarnessError
+from harness.received.denied import may_be_opened
 from harness.received.files import read_received
 from harness.received.json import parse_json
 from harness.received.pointers import is_pointer, pointer
@@ -81,7 +82,9 @@ def read_norm_stats(
             f"cannot read {file}",
             got=getattr(error, "strerror", None) or str(error),
             need="a norm_stats.json, or the directory that holds it",
-            fix="name the file; in an openpi checkpoint it is <step>/assets/<asset id>/norm_stats.json",
+            fix=may_be_opened(file)
+            if isinstance(error, PermissionError)
+            else "name the file; in an openpi checkpoint it is <step>/assets/<asset id>/norm_stats.json",
         ) from error
     except ValueError as error:
         raise _invalid(file, f"it is not JSON: {error}", "norm_stats with state and actions") from error

@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from harness.data.mending import missing, rewrite
+from harness.data.mending import another_copy, missing, rewrite
 from harness.errors import HarnessError
+from harness.received.denied import may_be_opened
 from harness.received.files import open_received, read_received, stays, walk
 from harness.received.text import word
 
@@ -24,6 +26,8 @@ _FIELD = re.compile(r"\{(\w+)(?::(0?\d{1,2}d?|d))?\}", re.ASCII)
 
 # How far below a directory, and at how many names, datasets are looked for. It may be the whole disk.
 _DEEPEST, _MOST_LOOKED = 3, 2000
+# How far above a file or directory of a dataset its top is: videos/chunk-000/CAMERA/FILE.
+_DEEPEST_INSIDE = 4
 # What other formats' files are called, and what converts them.
 _EXAMPLES = "openpi has scripts to start from, in its"
 _FORMATS = (
@@ -97,38 +101,62 @@ def inside(root: Path, relative: str) -> Path:
     return path
 
 
-def check_is_dataset(root: Path) -> None:
+def check_is_dataset(root: Path, key: str = "data") -> None:
     """Refuses a directory without meta/info.json, before anything in it is read or hashed.
 
-    Raises: HarnessError "not-a-dataset".
+    `key` is where the recipe names the dataset.
+
+    Raises: HarnessError "not-a-dataset", or "dataset-file-unreadable" if the directory may not be entered.
     """
-    if not os.path.isfile(root / INFO):
-        is_there = os.path.isdir(root)
-        got, fix = _instead(root) if is_there else ("no such directory", None)
+    try:
+        there = stat.S_ISREG(os.stat(root / INFO).st_mode)
+    except PermissionError as error:
+        raise unreadable(root / INFO, error) from error
+    except OSError:
+        there = False
+    if not there:
+        got, fix = _instead(root, key) if os.path.isdir(root) else ("no such directory", None)
         raise HarnessError(
             "not-a-dataset",
             f"{root} is not a LeRobot dataset",
             got=got,
             need="a directory with meta/info.json, meta/ and data/",
             fix=fix
-            or "--dataset with the dataset's top directory, or a hub id such as physical-intelligence/libero",
+            or f"--set {word(f'{key}.dataset=DIR')}, with the dataset's top directory or hub id for DIR",
         )
 
 
-def _instead(root: Path) -> tuple[str, str | None]:
+def of_file(path: Path, key: str) -> str | None:
+    """The fix for a file in the place of a dataset: the dataset that it belongs to; None if there is none."""
+    above = _above(path) if os.path.isfile(path) else None
+    return None if above is None else f"--set {word(f'{key}.dataset={above}')}"
+
+
+def _above(path: Path) -> Path | None:
+    """The dataset in a directory above `path`; None if there is none."""
+    for up in itertools.islice(path.absolute().parents, _DEEPEST_INSIDE):
+        if os.path.isfile(up / INFO):
+            return up
+    return None
+
+
+def _instead(root: Path, key: str) -> tuple[str, str | None]:
     """What a directory without meta/info.json has, and the fix; None if it tells nothing."""
     if os.path.islink(root / INFO):
         whole = "or mount the whole cache directory with its blobs/, not the snapshot alone"
         return f"{INFO} is a link that leads nowhere", f"copy the files that links lead to (cp -rL), {whole}"
-    above = next((path for path in (root.parent, root.parent.parent) if os.path.isfile(path / INFO)), None)
+    above = _above(root)
     found = [above] if above is not None else _below(root)
     if found:
         more = f", or one of {len(found) - 1} more that lie there" if len(found) > 1 else ""
-        return f"no {INFO} here, but {found[0] / INFO}", f"--dataset {word(found[0])}{more}"
+        fix = f"--set {word(f'{key}.dataset={found[0]}')}"
+        return f"no {INFO} here, but {found[0] / INFO}", fix + more
     for pattern, format_, how in _FORMATS:
         for name in _names(root):
             if pattern.search(name):
                 return f"no {INFO}, but {name}: {format_}", f"convert it to LeRobot's format first: {how}"
+    if any(os.path.isdir(root / name) for name in ("data", "meta", "videos")):
+        return f"no {INFO}", missing(root / INFO).fix
     return f"no {INFO}", None
 
 
@@ -169,7 +197,7 @@ def open_file(root: Path, path: Path) -> BinaryIO:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise missing(path) from error
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
 
 
 def walk_dataset(root: Path, *, strays: list[Path] | None = None) -> Iterator[Path]:
@@ -180,7 +208,7 @@ def walk_dataset(root: Path, *, strays: list[Path] | None = None) -> Iterator[Pa
     try:
         yield from walk(root, strays=strays)
     except PermissionError as error:
-        raise _unreadable(Path(str(error.filename)), error) from error
+        raise unreadable(Path(str(error.filename)), error) from error
 
 
 def read_file(root: Path, path: Path, limit_bytes: int) -> bytes:
@@ -193,14 +221,15 @@ def read_file(root: Path, path: Path, limit_bytes: int) -> bytes:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise missing(path) from error
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
 
 
-def _unreadable(path: Path, error: OSError) -> HarnessError:
+def unreadable(path: Path, error: OSError) -> HarnessError:
+    """The error for a file or directory of the dataset that is there and cannot be read."""
     return HarnessError(
         "dataset-file-unreadable",
         f"{path} cannot be read",
         got=error.strerror,
         need="a readable file",
-        fix=f"chmod a+rX {word(path)}",
+        fix=may_be_opened(path, "a+rX") if isinstance(error, PermissionError) else another_copy(path),
     )

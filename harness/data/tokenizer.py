@@ -12,6 +12,7 @@ import numpy as np
 
 from harness.data.transforms import clean_prompt
 from harness.errors import HarnessError
+from harness.received.denied import may_be_opened
 from harness.received.files import read_received
 from harness.recipe.schema import PALIGEMMA, Recipe
 from harness.units import MIB
@@ -153,7 +154,9 @@ def _model(path: Path, name: str) -> bytes:
             f"there is no tokenizer {name!r}",
             got=getattr(error, "strerror", None) or str(error),
             need="paligemma, sample, or the path of a sentencepiece .model file",
-            fix="--set data.tokenizer=paligemma",
+            fix=may_be_opened(path)
+            if isinstance(error, PermissionError)
+            else "--set data.tokenizer=paligemma",
         ) from error
 
 

@@ -81,7 +81,31 @@ def _most_memory() -> str:
     return "unlimited" if limit == resource.RLIM_INFINITY else f"{limit // 1024}"
 
 
-def may_be_opened(path: Path) -> str:
-    """The fix for a path that may not be used: it names the outermost directory that may not be entered."""
+def may_be_opened(path: Path, mode: str = "u+rwX") -> str:
+    """The fix for a path that may not be used: it names the outermost directory that may not be entered.
+
+    Only the owner can change a mode, so somebody else's needs the owner.
+    """
     shut = next((each for each in reversed(path.parents) if not os.access(each, os.X_OK)), path)
-    return f"chmod u+rwX {word(shut)}, or run as the user who owns it: ls -ld {word(shut)}"
+    if _is_others(shut):
+        return (
+            f"run as the user who owns it (ls -ld {word(shut)}), or let that user run chmod a+rX {word(shut)}"
+        )
+    return f"chmod {word(mode)} {word(shut)}, or run as the user who owns it: ls -ld {word(shut)}"
+
+
+def may_be_written(path: Path) -> str:
+    """The command after which `path`, or the directory above that is there, may be written.
+
+    The owner gives himself the right. Only root changes an owner.
+    """
+    there = next((each for each in (path, *path.absolute().parents) if os.path.lexists(each)), path)
+    return f"{'sudo chown $(id -u)' if _is_others(there) else 'chmod u+rwX'} {word(there)}"
+
+
+def _is_others(path: Path) -> bool:
+    """True if another user owns `path`."""
+    try:
+        return os.stat(path).st_uid != os.geteuid()
+    except OSError:
+        return False

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from harness.errors import HarnessError
+from harness.received.denied import may_be_written
 from harness.received.text import word
 
 # The errors of a full disk, and of a full quota.
@@ -114,8 +115,7 @@ def _way_to_write(path: Path, error: OSError) -> str:
             return "ulimit -f unlimited, then run the same command again"
         case errno.EACCES | errno.EPERM:
             return (
-                f"chown $(id -u) {word(path.parent)}; in compose set HARNESS_UID and HARNESS_GID to your own"
-                " ids"
+                f"{may_be_written(path.parent)}; in compose set HARNESS_UID and HARNESS_GID to your own ids"
             )
         case _:
             return (

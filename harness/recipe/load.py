@@ -14,9 +14,10 @@ import yaml
 
 from harness.errors import HarnessError
 from harness.received import consent
+from harness.received.denied import denied
 from harness.received.files import RECIPE_BYTES, read_received, there
 from harness.received.litter import named
-from harness.received.text import one_line
+from harness.received.text import one_line, word
 from harness.received.yaml import parse_yaml
 from harness.recipe.episodes import with_files_read
 from harness.recipe.norm_stats import location_of_statistics
@@ -104,23 +105,15 @@ def _read_yaml(name_or_file: str, root: Path | None) -> dict[str, Any]:
         try:
             text = read_received(path, root or path.resolve().parent, RECIPE_BYTES).decode()
         except (OSError, RuntimeError, ValueError) as error:
-            raise HarnessError(
+            utf8 = isinstance(error, UnicodeDecodeError)
+            raise denied(error) or HarnessError(
                 "recipe-invalid",
                 f"recipe {name_or_file} cannot be read: {error}",
-                need="a YAML file",
-                fix="--recipe FILE.yaml",
+                need="a YAML file, in UTF-8" if utf8 else "a YAML file",
+                fix="save the file in the encoding UTF-8" if utf8 else "--recipe FILE.yaml",
             ) from error
     else:
-        import difflib
-
-        nearest = difflib.get_close_matches(name_or_file, shipped_recipes(), n=1, cutoff=0.4)
-        raise HarnessError(
-            "recipe-unknown",
-            f"there is no recipe {name_or_file!r}",
-            got=name_or_file,
-            need=f"one of {', '.join(shipped_recipes())}, or a YAML file",
-            fix=f"--recipe {nearest[0] if nearest else DEFAULT}",
-        )
+        raise _unknown(name_or_file, path)
     try:
         data = parse_yaml(text)
     except ValueError as error:
@@ -140,6 +133,27 @@ def _read_yaml(name_or_file: str, root: Path | None) -> dict[str, Any]:
     return data
 
 
+def _unknown(name: str, path: Path) -> HarnessError:
+    """The error for a name that is no shipped recipe's and no file's."""
+    import difflib
+
+    is_path = name != path.name or path.suffix in (".yaml", ".yml")
+    here = [str(path.parent / each) for each in os.listdir(path.parent)] if path.parent.is_dir() else []
+    files = [each for each in here if each.endswith((".yaml", ".yml"))]
+    inside = str(path / "recipe.yaml")
+    known = files if is_path else shipped_recipes()
+    near = difflib.get_close_matches(str(path), known, n=1, cutoff=0.7 if is_path else 0.4)
+    near = [inside] if os.path.isfile(inside) else near
+    fix = f"--recipe {word(near[0])}" if near else f"--recipe {DEFAULT}"
+    return HarnessError(
+        "recipe-unknown",
+        f"there is no recipe {name!r}",
+        got="a directory" if path.is_dir() else name,
+        need=f"one of {', '.join(shipped_recipes())}, or a YAML file",
+        fix=f"correct the path: ls {word(path.parent)} lists what is there" if is_path and not near else fix,
+    )
+
+
 def _apply_override(data: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key:
@@ -147,7 +161,7 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
             "override-invalid",
             f"--set {override!r} is not key=value",
             need="for example train.steps=100",
-            fix="--set train.steps=100",
+            fix=f"--set {word(f'{key}=VALUE')}" if key and not equals else "--set train.steps=100",
         )
     *parents, last = key.split(".")
     node: Any = data

@@ -37,8 +37,8 @@ def load(source: Path, recipe: Recipe, steps: int, *, base: str | Path | None = 
     """The program's arrays for `steps` Euler steps, on the first device, from the checkpoint at `source`.
 
     `base` is where the base weights are now, for a step that holds only what was trained.
-    Raises: HarnessError "weights-mismatch", "weights-not-finite", "checkpoint-damaged", "export-rank", and
-    those of `harness.checkpoint.weights.params_directories`.
+    Raises: HarnessError "weights-mismatch", "weights-not-finite", "checkpoint-damaged" and those of
+    `harness.checkpoint.weights.params_directories`.
     """
     opened = open_merging(source, recipe.model, base=base)
     return arranged(_Reader(recipe, _as_trained(opened, recipe)), steps)

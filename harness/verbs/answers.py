@@ -46,15 +46,22 @@ def keep_if_possible(run: Path, artifact: Any) -> None:
         Progress().warn(f"{artifact.FILE} was not written: {error.what}")
 
 
-def dataset_overrides(dataset: str | None) -> list[str]:
-    """What --dataset changes of a recipe; the revision is the new dataset's own, or none."""
+def with_dataset(sets: list[str] | None, dataset: str | None) -> list[str]:
+    """All that a command line changes of a recipe: --set, and --dataset, which stands for the recipe's own.
+
+    The revision is the new dataset's own, or none. What --set says of a key is the last word, because fixes
+    say it so. Of a mixture nothing is left.
+    """
+    sets = sets or []
     if dataset is None:
-        return []
+        return sets
     # An address is no hub id; what stands before its "@" may be a password.
     name, _, revision = (
         dataset.partition("@") if not Path(dataset).exists() and "://" not in dataset else (dataset, "", "")
     )
-    return [f"data.dataset={name}", f"data.revision={revision or 'null'}"]
+    of_mixture = [each for each in sets if each.startswith("data.datasets")]
+    rest = [each for each in sets if each not in of_mixture]
+    return [*of_mixture, f"data.dataset={name}", f"data.revision={revision or 'null'}", *rest]
 
 
 def rundir(path: Path) -> Any:

@@ -10,7 +10,7 @@ import typer
 from harness.received.consent import hear
 from harness.received.text import one_line
 from harness.show.progress import busy
-from harness.verbs.answers import answer, dataset_overrides
+from harness.verbs.answers import answer, with_dataset
 from harness.verbs.options import (
     DatasetOption,
     FetchOption,
@@ -47,7 +47,7 @@ def data(
     from harness.show.dataset import dataset_table
 
     hear(fetch=fetch, offline=offline)
-    chain = chain_for(run, recipe, [*(sets or []), *dataset_overrides(dataset)])
+    chain = chain_for(run, recipe, with_dataset(sets, dataset))
     with busy("reading the dataset"):
         found = chain.dataset()
         pages = write_dataset_pages(chain, found) if html else []

@@ -10,7 +10,7 @@ from harness.artifacts.plan import Backend
 from harness.flow.diagnose import data_here, diagnose, plan_or_refusal
 from harness.received.consent import hear
 from harness.show.progress import Progress, busy
-from harness.verbs.answers import answer, dataset_overrides
+from harness.verbs.answers import answer, with_dataset
 from harness.verbs.options import (
     AllowOption,
     DatasetOption,
@@ -62,7 +62,7 @@ def doctor(
         if peers.index:
             # It ends with the exit code of process 0, which prints what was found about all.
             follow(peers, console, run, None, device)
-        chain = chain_for(run, recipe, [*(sets or []), *dataset_overrides(dataset)], backend)
+        chain = chain_for(run, recipe, with_dataset(sets, dataset), backend)
         lead, allowed = Lead(peers), allow or []
         with busy("examining"):
             machine = chain.machine()

@@ -12,7 +12,7 @@ import typer
 
 from harness.errors import HarnessError
 from harness.recipe.sampling import STEPS
-from harness.verbs.answers import answer, dataset_overrides
+from harness.verbs.answers import answer, with_dataset
 from harness.verbs.options import (
     BaseOption,
     DatasetOption,
@@ -304,7 +304,7 @@ def _checkpoint(
 
     check_wish(Wish(options.steps, options.batch))
     located = locate(str(options.path))
-    overrides = [*(options.sets or []), *dataset_overrides(options.dataset)]
+    overrides = with_dataset(options.sets, options.dataset)
     own = recipe_of(located, options.recipe, overrides)
     data = open_for(own.parts()[0])[1] if options.dataset is not None else None
     given = {

@@ -10,7 +10,7 @@ import typer
 from harness.received.consent import grant, hear
 from harness.received.text import one_line
 from harness.show.progress import busy, spinner
-from harness.verbs.answers import dataset_overrides
+from harness.verbs.answers import with_dataset
 from harness.verbs.options import (
     BaseOption,
     DatasetOption,
@@ -89,7 +89,7 @@ def export(
     hear(fetch=fetch, offline=offline)
     grant(base)
     located = locate(step)
-    overrides = [*(sets or []), *dataset_overrides(dataset)]
+    overrides = with_dataset(sets, dataset)
     own = recipe_of(_with_recipe(located, adapter), recipe, overrides)
     asked = to is not None or dtype is not None or check is not None or adapter or adapters
     if asked or find_params(located.path).is_file():

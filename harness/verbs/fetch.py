@@ -7,7 +7,7 @@ from typing import Any
 
 from harness.errors import HarnessError
 from harness.show.progress import spinner
-from harness.verbs.answers import answer, dataset_overrides, rundir
+from harness.verbs.answers import answer, rundir, with_dataset
 from harness.verbs.options import DatasetOption, JsonOption, RecipeOption, RunOption, SetOption
 
 
@@ -25,7 +25,7 @@ def fetch(
     from harness.flow.chain import chain_for
     from harness.show.fetched import fetched_view
 
-    asked = chain_for(None, recipe, [*(sets or []), *dataset_overrides(dataset)]).recipe
+    asked = chain_for(None, recipe, with_dataset(sets, dataset)).recipe
     with spinner("fetching the dataset") as say:
         parts = [_dataset(data) for data in asked.data.parts()]
         say("fetching the tokenizer")

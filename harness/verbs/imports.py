@@ -151,7 +151,7 @@ def _write(found: Any, path: Path, what: Literal["recipe", "job"]) -> None:
             "file-exists",
             f"{path} is there already; nothing was overwritten",
             need="a new file",
-            fix=f"--{what} {word(f'{path.stem}-2{path.suffix}')}",
+            fix=f"--{what} {word(path.with_name(f'{path.stem}-2{path.suffix}'))}",
         )
     recipe = recipe_from(found.recipe, where="the imported recipe")
     if what == "recipe":

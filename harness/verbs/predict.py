@@ -9,7 +9,7 @@ import typer
 from harness.received.consent import grant, hear
 from harness.recipe.sampling import STEPS
 from harness.show.progress import Progress
-from harness.verbs.answers import answer, dataset_overrides
+from harness.verbs.answers import answer, with_dataset
 from harness.verbs.options import (
     BaseOption,
     CheckpointArgument,
@@ -55,7 +55,7 @@ def predict(
     hear(fetch=fetch, offline=offline)
     grant(base)
     located = locate(path)
-    own = recipe_of(located, recipe, [*(sets or []), *dataset_overrides(dataset)])
+    own = recipe_of(located, recipe, with_dataset(sets, dataset))
     on = started(
         device, lambda on: console.say(f"checkpoint {located.path}: recipe {own.name}, on {on.name}")
     )

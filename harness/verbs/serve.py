@@ -11,7 +11,7 @@ from harness.errors import HarnessError
 from harness.received.consent import grant, hear
 from harness.recipe.sampling import STEPS
 from harness.show.progress import Progress
-from harness.verbs.answers import answer, dataset_overrides
+from harness.verbs.answers import answer, with_dataset
 from harness.verbs.options import (
     BaseOption,
     CheckpointArgument,
@@ -138,7 +138,7 @@ def serve(
         check_open(host, key, without_key=without_key)
     check_wish(wish := Wish(steps, batch, default_prompt, base, rtc, not xla_attention))
     located = locate(path)
-    own = recipe_of(located, recipe, [*(sets or []), *dataset_overrides(check or dataset)])
+    own = recipe_of(located, recipe, with_dataset(sets, check or dataset))
     directory = RunDir(output_directory(located, run))
     if check is not None:
         found = _checked(located, own, wish, frames, device, console)

@@ -9,7 +9,7 @@ import typer
 
 from harness.received.consent import hear
 from harness.show.progress import busy
-from harness.verbs.answers import answer, dataset_overrides, rundir
+from harness.verbs.answers import answer, rundir, with_dataset
 from harness.verbs.options import (
     DatasetOption,
     FetchOption,
@@ -44,7 +44,7 @@ def stats(
     from harness.show.dataset import comparison_table, stats_table
 
     hear(fetch=fetch, offline=offline)
-    chain = chain_for(run, recipe, [*(sets or []), *dataset_overrides(dataset)])
+    chain = chain_for(run, recipe, with_dataset(sets, dataset))
     with busy("reading the dataset"):
         described = chain.dataset()
         found = chain.stats(described)

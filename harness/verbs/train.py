@@ -11,7 +11,7 @@ from harness.artifacts.plan import Backend
 from harness.flow.training import carry_out, look_back, stopped_at_once
 from harness.received.consent import hear
 from harness.show.progress import Progress
-from harness.verbs.answers import dataset_overrides, print_file
+from harness.verbs.answers import print_file, with_dataset
 from harness.verbs.options import (
     AllowOption,
     DatasetOption,
@@ -108,7 +108,7 @@ def train(
         allow or [],
         backend,
         any_commit,
-        [*(sets or []), *dataset_overrides(dataset)],
+        with_dataset(sets, dataset),
         run,
         None if net is None else network_rate(net),
         profile,
