@@ -48,6 +48,8 @@ _ALIASES = {
     "samples": "smpl samples train/samples",
 }
 KNOWN = {alias: name for name, aliases in _ALIASES.items() for alias in aliases.split()}
+# Names that mean the same below every other, as in `VLA_Train/Learning_Rate`.
+_BELOW = {name: name for name in ("learning_rate", "grad_norm")}
 _QUOTE = rb"[\"'`]?"
 _GAP = rb"(?:[ \t]*+(?:::|=>|->|[=:])|[ \t])[ \t]*+"
 _NUMBER = (
@@ -150,7 +152,7 @@ def _pairs(line: bytes, begin: int, is_json: bool) -> dict[int, _Spot]:
     seen = {"step"}
     for pair in PAIR.finditer(line, begin):
         key = pair[1].decode().lower()
-        name = "time" if is_json and key == "time" else KNOWN.get(key)
+        name = "time" if is_json and key == "time" else KNOWN.get(key) or _BELOW.get(key.rpartition("/")[2])
         # Only counts are printed with a unit.
         rounded = pair[2][-1:] in b"KMBT"
         if (

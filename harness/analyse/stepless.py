@@ -22,6 +22,7 @@ _PLAIN = re.compile(rb"\s{0,200}+\{[^{}]{0,8000}+\}")
 _TOTAL = re.compile(rb"Total optimization steps = ([\d,]{1,20}+)")
 _EPOCHS = re.compile(rb"Num [Ee]pochs = ([\d,]{1,20}+)")
 _EPOCH = re.compile(rb"[\"']epoch[\"']: [\"']?([\d.]{1,20}+)")
+_WHOLE_EPOCH = re.compile(rb"\"epoch\": {0,4}+\d{1,9}+(?![.\w])")
 # The mean over the whole run, at its end. It is no point of the curve.
 _SUMMARY = re.compile(rb"train_runtime[\"']: {0,4}+[\"']?\d")
 
@@ -56,9 +57,15 @@ class Numbering:
             if b"train_runtime" in line and _SUMMARY.search(line) and _PLAIN.match(line):
                 # The summary's "train_loss" would look like a point, with a step or without.
                 out[index] = b""
+            elif self._of_an_epoch(line):
+                continue
             elif not (STEP.search(line) or NAMED_STEP.search(line)) and _PLAIN.match(line):
                 out[index] = b"step=%d " % self._step(line, lines[index + 1 : index + 4]) + line.lstrip()
         return out
+
+    def _of_an_epoch(self, line: bytes) -> bool:
+        """True for a record of a whole epoch. transformers prints a fraction, and its log has a bar or a total."""
+        return self._bar is None and self._total is None and _WHOLE_EPOCH.search(line) is not None
 
     def _note(self, lines: list[bytes], joined: bytes) -> None:
         """Looks at lines that hold no such record. Only the last state of the bar counts."""
