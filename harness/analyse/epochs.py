@@ -81,6 +81,9 @@ class Epochs:
         """The step of this line. A held-out loss whose own count goes back is one of the last step."""
         if self._epoch is not None and epoch <= self._epoch and counts_alone(line):
             return self._offsets[self._epoch] + max(self._last, within if epoch == self._epoch else 0)
+        if epoch == self._epoch and within == 0 and 0 < length <= self._last:
+            # Lightning sets the bar of a finished epoch back before it names the next one.
+            return self._offsets[epoch] + self._last
         return self._over(epoch, within, length)
 
     def _over(self, epoch: int, within: int, length: int) -> int:

@@ -102,6 +102,8 @@ class Spelling:
             text = _REMARK.sub(rb"\1 value", text)
         # The files of ms-swift.
         text = text.replace(b"step/max_steps", b"step")
+        # Stable-Baselines3's progress.json.
+        text = text.replace(b'"time/total_timesteps"', b'"step"')
         if b"LOSS" in text:
             text = text.replace(b"LOSS", b"loss")
         if any(word in text for word in _WRAPPERS):
