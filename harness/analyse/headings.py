@@ -11,8 +11,8 @@ import re
 from harness.analyse.forms import BAR, PAIR, STEP
 
 _HEADING = re.compile(
-    rb"\A[ \t=*#-]{0,40}+(?i:(train|training)|val|valid|validation|test|eval|evaluation) (?i:epoch)[: #]{1,3}+"
-    rb"(\d{1,9}+)(?:/\d{1,9}+)?[ \t:.=*#-]{0,40}+\Z"
+    rb"\A[ \t=*#-]{0,40}+(?i:(train|training)|val|valid|validation|test|eval|evaluation) (?i:epoch)"
+    rb"[: #]{1,3}+(\d{1,9}+)(?:/\d{1,9}+)?[ \t:.=*#-]{0,40}+\Z"
 )
 _EPOCH = (b" epoch", b" Epoch", b" EPOCH")
 

@@ -23,8 +23,8 @@ _TEST = re.compile(
     rb"(?![A-Za-z0-9_./=(-])(?![ \t]{0,4}+[:|]?[ \t]{0,4}+[\d.+-])"
 )
 _TEST_WORDS = (b"est", b"EST", b"alid", b"ALID", b"valua", b"VALUA", b"eld", b"ELD", b"dev", b"Dev", b"DEV")
-# A counter of the batches of a validation, as against one of the trained steps: mmengine's `Epoch(val) [1][5/5]`.
 _TRAINED = {name.encode() for name, value in KNOWN.items() if value == "loss"}
+# A counter of a validation's batches, not of trained steps: mmengine's `Epoch(val) [1][5/5]`.
 _OWN_COUNTER = re.compile(rb"(?i)(?:epoch|iter)\((?:val|test)\)")
 
 

@@ -87,23 +87,13 @@ class Spelling:
     def apply(self, lines: list[bytes], joined: bytes) -> tuple[list[bytes], bytes]:
         """(the same lines, all of them as one text), each line in the known spelling."""
         text = in_english(joined)
-        if b'"' in text and b" " in text and _BLANKS.search(text):
-            text = _BLANKS.sub(lambda found: found[0].replace(b" ", b"_"), text)
-        self._within |= _WITHIN in text
-        if self._within and b"| train |" in text:
-            text = _MEANS.sub(rb"\1value", text)
-        if b"loss train:" in text:
-            text = _BOTH.sub(rb"loss: \1, eval_loss: \2", text)
+        text = self._of_one_trainer(text)
         if b"loss at iteration" in text:
             text = _MEGATRON.sub(rb"step \1 eval_loss:", text)
         if b"oss(" in text or b"oss (" in text or b"oss[" in text or b"oss [" in text or b".loss" in text:
             text = _OF_OTHERS.sub(b"eval_loss", _OF_TRAINED.sub(b"loss", text))
         if any(word in text for word in _REMARKS):
             text = _REMARK.sub(rb"\1 value", text)
-        # The files of ms-swift.
-        text = text.replace(b"step/max_steps", b"step")
-        # Stable-Baselines3's progress.json.
-        text = text.replace(b'"time/total_timesteps"', b'"step"')
         if b"LOSS" in text:
             text = text.replace(b"LOSS", b"loss")
         if any(word in text for word in _WRAPPERS):
@@ -133,6 +123,17 @@ class Spelling:
         if self._other:
             changed, lines = True, [line.replace(self._other, b"loss") for line in lines]
         return lines, b"\n".join(lines) if changed else joined
+
+    def _of_one_trainer(self, text: bytes) -> bytes:
+        """The text, with the spellings that only one trainer has as others write them."""
+        # The files of ms-swift, and Stable-Baselines3's progress.json.
+        text = text.replace(b"step/max_steps", b"step").replace(b'"time/total_timesteps"', b'"step"')
+        if b'"' in text and _BLANKS.search(text):
+            text = _BLANKS.sub(lambda found: found[0].replace(b" ", b"_"), text)
+        self._within |= _WITHIN in text
+        if self._within and b"| train |" in text:
+            text = _MEANS.sub(rb"\1value", text)
+        return _BOTH.sub(rb"loss: \1, eval_loss: \2", text) if b"loss train:" in text else text
 
     def _decide(self, lines: list[bytes]) -> None:
         """A log without a plain loss may have one of another name, as `mse_loss`."""

@@ -68,7 +68,10 @@ class Numbering:
         return out
 
     def _of_an_epoch(self, line: bytes) -> bool:
-        """True for a record of a whole epoch. transformers prints a fraction, and its log has a bar or a total."""
+        """True for a record of a whole epoch.
+
+        transformers prints a fraction, and its log has a bar or a total.
+        """
         return self._bar is None and self._total is None and _WHOLE_EPOCH.search(line) is not None
 
     def _note(self, lines: list[bytes], joined: bytes) -> None:
@@ -100,8 +103,8 @@ class Numbering:
     def _redrawn(self, state: re.Match[bytes], one_on: int) -> bool:
         """True if the bar was drawn only for the line before: it has the line's count, and an old rate.
 
-        The bar of a fast run is drawn seldom, though not less than once a second. One step on, the next step of
-        a slow run may have the same rate.
+        The bar of a fast run is drawn seldom, though not less than once a second. One step on, the next step
+        of a slow run may have the same rate.
         """
         rate, count = _rate(state), int(state[1])
         if rate is None or rate != self._rate or not 0 <= count - one_on < _steps_a_second(rate):
