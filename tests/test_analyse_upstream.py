@@ -33,8 +33,8 @@ def check(curve: Curve, steps: list[int], held_out: list[int] | None) -> None:
     }
 
 
-# (a training line, a held-out line for every tenth, the steps between lines): s is the step, e the epoch, k the
-# step within it, j the line, v the loss, h the held-out loss.
+# (a training line, a held-out line for every tenth, the steps between lines): s is the step, e the epoch, k
+# the step within it, j the line, v the loss, h the held-out loss.
 LOGS = {
     "torchtitan": (
         "step: {s:2}  loss: {v:8.5f}  grad_norm:  1.2000  memory: 5.25GiB(12.30%)  tps: 12,345\n",
@@ -128,7 +128,7 @@ def test_each_loss_of_a_trainer_s_log_is_the_one_it_is(name: str) -> None:
 
 @pytest.mark.parametrize("lag", [0, 1, 3])
 def test_the_line_of_a_fast_run_has_the_step_of_the_bar_that_is_drawn_for_it(lag: int) -> None:
-    """A bar that is drawn every tenth of a second is behind. Below the line it is drawn again, at its old rate."""
+    """A bar drawn every tenth of a second is behind. Below the line it is drawn again, at its old rate."""
     text = ""
     for s, loss in zip(STEPS, LOSSES, strict=True):
         for n in (s - 6, s - lag):
