@@ -92,6 +92,11 @@ LOGS = {
         "",
         10,
     ),
+    "PyTorch's tutorial": (
+        '{{"step": {s}, "Loss/train": {v:.5f}}}\n',
+        '{{"step": {s}, "Loss/test": {h:.5f}}}\n',
+        10,
+    ),
     "robomimic": (
         'Train Epoch {j}\n{{\n    "Log_Likelihood": -1.0,\n    "Loss": {v:.5f},\n    "Time": 0.1\n}}\n',
         'Validation Epoch {j}\n{{\n    "Log_Likelihood": -1.0,\n    "Loss": {h:.5f},\n    "Time": 0.1\n}}\n',

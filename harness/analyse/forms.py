@@ -33,7 +33,7 @@ _ALIASES = {
     "held_out": (
         "eval_loss eval/loss val_loss val/loss valid_loss valid/loss validation_loss validation/loss"
         " test_loss test/loss loss/val loss/eval eval/eval_loss heldout_loss held_out_loss loss_val loss_eval"
-        " loss_valid loss/valid valloss"
+        " loss_valid loss/valid loss/test loss_test valloss"
     ),
     "grad_norm": "grad_norm train/grad_norm gradient_norm gnorm grdn train/grdn grad/norm total_grad_norm",
     "param_norm": "param_norm train/param_norm",
