@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 from harness.analyse.forms import BAR, STEP
+from harness.analyse.marked import counts_alone
 
 # A whole number: transformers prints fractions of an epoch.
 _EPOCH = re.compile(
@@ -60,7 +61,7 @@ class Epochs:
         if not found[1].isdigit() or max(len(found[1]), len(total)) > 12:
             return line
         within = int(found[1])
-        step = self._over(int(epoch[1]), within, int(total or 0))
+        step = self._step(line, int(epoch[1]), within, int(total or 0))
         if step == within:
             return line
         if named is not None:
@@ -72,8 +73,18 @@ class Epochs:
         counter = _COUNTER.search(line, epoch.end())
         if counter is None or counter.start() > epoch.end() + 12:
             return line
-        step = self._over(int(epoch[1]), int(counter[1]), int(counter[2]))
-        return b"step=%d " % step + line[counter.end() :]
+        step = self._step(line, int(epoch[1]), int(counter[1]), int(counter[2]))
+        mark = b"[eval] " if counts_alone(line) else b""
+        return mark + b"step=%d " % step + line[counter.end() :]
+
+    def _step(self, line: bytes, epoch: int, within: int, length: int) -> int:
+        """The step of this line. A held-out loss whose own count goes back is one of the last step."""
+        if self._epoch is not None and epoch <= self._epoch and counts_alone(line):
+            return self._offsets[self._epoch] + max(self._last, within if epoch == self._epoch else 0)
+        if epoch == self._epoch and within == 0 and 0 < length <= self._last:
+            # Lightning sets the bar of a finished epoch back before it names the next one.
+            return self._offsets[epoch] + self._last
+        return self._over(epoch, within, length)
 
     def _over(self, epoch: int, within: int, length: int) -> int:
         """The step over all epochs. `length`: the steps of an epoch, or 0 if the line does not tell."""

@@ -33,7 +33,7 @@ _ALIASES = {
     "held_out": (
         "eval_loss eval/loss val_loss val/loss valid_loss valid/loss validation_loss validation/loss"
         " test_loss test/loss loss/val loss/eval eval/eval_loss heldout_loss held_out_loss loss_val loss_eval"
-        " loss_valid loss/valid valloss"
+        " loss_valid loss/valid loss/test loss_test valloss"
     ),
     "grad_norm": "grad_norm train/grad_norm gradient_norm gnorm grdn train/grdn grad/norm total_grad_norm",
     "param_norm": "param_norm train/param_norm",
@@ -48,6 +48,8 @@ _ALIASES = {
     "samples": "smpl samples train/samples",
 }
 KNOWN = {alias: name for name, aliases in _ALIASES.items() for alias in aliases.split()}
+# Names that mean the same below every other, as in `VLA_Train/Learning_Rate`.
+_BELOW = {name: name for name in ("learning_rate", "grad_norm")}
 _QUOTE = rb"[\"'`]?"
 _GAP = rb"(?:[ \t]*+(?:::|=>|->|[=:])|[ \t])[ \t]*+"
 _NUMBER = (
@@ -150,7 +152,7 @@ def _pairs(line: bytes, begin: int, is_json: bool) -> dict[int, _Spot]:
     seen = {"step"}
     for pair in PAIR.finditer(line, begin):
         key = pair[1].decode().lower()
-        name = "time" if is_json and key == "time" else KNOWN.get(key)
+        name = "time" if is_json and key == "time" else KNOWN.get(key) or _BELOW.get(key.rpartition("/")[2])
         # Only counts are printed with a unit.
         rounded = pair[2][-1:] in b"KMBT"
         if (

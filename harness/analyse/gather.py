@@ -121,7 +121,9 @@ def gathered(values: Values) -> Gathered:
         & (columns["step"] < MOST_STEP)
         & (columns["step"] == np.floor(columns["step"]))
     )
-    held_out = _held_out([(at, found) for _, at, found in parts if "held_out" in found])
+    held_out = _held_out(
+        [(at, _first_drawn(found) if form.bar else found) for form, at, found in parts if "held_out" in found]
+    )
     # A table that was exported as JSON has null in the rows of its other curve.
     keep = possible & ~((columns["has_loss"] == 0) & np.isfinite(columns["held_out"]))
     keep &= ~_estimated(columns["step"], np.isfinite(columns["held_out"]))
@@ -145,6 +147,13 @@ def _estimated(steps: Floats, evaluates: npt.NDArray[np.bool_]) -> npt.NDArray[n
     other[:-1] |= beside & ~evaluates[1:]
     other[1:] |= beside & ~evaluates[:-1]
     return np.asarray(evaluates & other)
+
+
+def _first_drawn(found: dict[str, Floats]) -> dict[str, Floats]:
+    """The same columns of a bar, which repeats its newest held-out loss: each loss only where it is new."""
+    losses = found["held_out"]
+    new = np.append(True, losses[1:] != losses[:-1])
+    return found | {"held_out": np.where(new, losses, np.nan)}
 
 
 def _together(parts: list[tuple[Numbers, dict[str, Floats]]]) -> tuple[dict[str, Floats], Numbers]:

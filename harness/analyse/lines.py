@@ -18,6 +18,7 @@ from harness.analyse.bars import Bars
 from harness.analyse.epochs import Epochs
 from harness.analyse.forms import NAMED_STEP, PAIR, STEP, Form, take_apart
 from harness.analyse.gather import Gathered, Values, gathered
+from harness.analyse.headings import Headings
 from harness.analyse.marked import held_out_named
 from harness.analyse.ranks import Ranks
 from harness.analyse.spellings import Spelling
@@ -109,6 +110,7 @@ class _Reader:
         self._values = Values(_CHUNK_LINES)
         self._bars = Bars()
         self._spelling, self._epochs, self._ranks = Spelling(), Epochs(), Ranks()
+        self._headings = Headings()
         self._numbering, self._unnumbered = Numbering(), Unnumbered()
         self._table: Table | None = None
         self._is_json = False
@@ -150,7 +152,9 @@ class _Reader:
             decimals=self._values.decimals,
             numbered=(
                 "epoch"
-                if self._unnumbered.kind == "epoch" or (self._table is not None and self._table.epochs)
+                if self._unnumbered.kind == "epoch"
+                or self._headings.used
+                or (self._table is not None and self._table.epochs)
                 else "line"
                 if self._numbering.counted or self._unnumbered.kind == "order"
                 else None
@@ -171,7 +175,8 @@ class _Reader:
         joined = b"\n".join(lines)
         has_bars = b"it/s" in joined or b"s/it" in joined
         spelled, text = self._spelling.apply(lines, joined)
-        counted = self._epochs.apply(self._ranks.apply(spelled), text)
+        headed = self._headings.apply(self._ranks.apply(spelled), text)
+        counted = self._epochs.apply(headed, text)
         numbered = self._unnumbered.apply(self._numbering.apply(counted, text))
         named = held_out_named(numbered, text)
         at = [index for index, line in enumerate(named) if b"oss" in line]

@@ -17,15 +17,22 @@ _WRAPPED = re.compile(
 )
 _WRAPPERS = (b"ensor(", b"rray(", b"float16(", b"float32(", b"float64(")
 _HELD_OUT = re.compile(
-    rb"(?<![A-Za-z0-9_/.])(?i:eval|evaluation|val|valid|validation|test)[ -](?i:loss)(?![\w/])"
+    rb"(?<![A-Za-z0-9_/.])(?i:eval|evaluation|val|valid|validation|test)"
+    rb"(?:[ -](?i:set):?+(?: (?i:average|avg\.?|mean))?)?+[ -](?i:loss)(?![\w/])"
 )
+# litgpt's `loss train: 0.5, val: 0.6`, where the second may be n/a.
+_BOTH = re.compile(rb"(?<![\w/.])loss train: {1,4}+([-+\w.]{1,40}+), val: {1,4}+([-+\w./]{1,40}+)")
+# What fairseq logs within an epoch, and its mean over the epoch.
+_WITHIN, _MEANS = b"| train_inner |", re.compile(rb"(?m)(\| train \|[^\r\n]{0,200}?)(?:train_)?loss(?![\w])")
+# A name in JSON with blanks in it, as OpenVLA's `"VLA Train/L1 Loss"`, which is no plain loss.
+_BLANKS = re.compile(rb"\"([A-Za-z][\w/]{0,60}+(?: [\w/.()-]{1,60}+){1,6}+)\"(?=: )")
 _AT_STEP = re.compile(
     rb"[lL]oss at (?:[sS]tep|[iI]ter(?:ation)?) (\d[\d,]{0,20}+) {0,2}+[:=][ \t]{0,4}+([-+\w.]{1,40}+)"
 )
 _SMALL_K = re.compile(rb"(?<![A-Za-z0-9])([sS]tep[=: ]{1,3}+\d{1,9}+(?:\.\d{1,9}+)?+)k(?!\w)")
 # `it`, `steps` and their like are words of sentences too, so they need a sign before their number.
 _COUNTED = re.compile(
-    rb"(?<![A-Za-z0-9_/.])(?:global[ _-]|current_|optimizer |train_|training )?+"
+    rb"(?<![A-Za-z0-9_/.])(?:global[ _-]|current_|optimizer |train_|training |valid_|test_)?+"
     rb"(?:(?:iter(?:ation)?|Iter(?:ation)?|ITER(?:ATION)?|STEP|num_updates|[uU]pdate|[bB]atch)"
     rb"(?:\([a-z]{1,9}+\))?[\"'`]?[ \t]{0,4}+[=:#]?"
     rb"|(?:[iI]t|[iI]ters|[iI]terations|[sS]teps|[uU]pdates|[sS]tep(?= ?#))[\"'`]?[ \t]{0,4}+[=:#])"
@@ -66,7 +73,7 @@ _REMARK = re.compile(
 )
 _REMARKS = (b"est ", b"EST ", b"mum ", b"inal ")
 _OTHER_LOSS = re.compile(
-    rb"(?<![\w/.])((?:[A-Za-z]\w{0,40}+(?<=_loss))|(?:loss_[A-Za-z]\w{0,40}+))(?=[\"'`]?[=: ])"
+    rb"(?<![\w/.])((?:[A-Za-z][\w/]{0,60}+(?<=[_/][lL]oss))|(?:loss_[A-Za-z]\w{0,40}+))(?=[\"'`]?[=: ])"
 )
 
 
@@ -75,19 +82,18 @@ class Spelling:
 
     def __init__(self) -> None:
         self._other: bytes | None = None
-        self._decided = False
+        self._decided = self._within = False
 
     def apply(self, lines: list[bytes], joined: bytes) -> tuple[list[bytes], bytes]:
         """(the same lines, all of them as one text), each line in the known spelling."""
         text = in_english(joined)
+        text = self._of_one_trainer(text)
         if b"loss at iteration" in text:
             text = _MEGATRON.sub(rb"step \1 eval_loss:", text)
         if b"oss(" in text or b"oss (" in text or b"oss[" in text or b"oss [" in text or b".loss" in text:
             text = _OF_OTHERS.sub(b"eval_loss", _OF_TRAINED.sub(b"loss", text))
         if any(word in text for word in _REMARKS):
             text = _REMARK.sub(rb"\1 value", text)
-        # The files of ms-swift.
-        text = text.replace(b"step/max_steps", b"step")
         if b"LOSS" in text:
             text = text.replace(b"LOSS", b"loss")
         if any(word in text for word in _WRAPPERS):
@@ -98,6 +104,7 @@ class Spelling:
             or b"d loss" in text
             or b"t loss" in text
             or b" Loss" in text
+            or b"e loss" in text
         ):
             text = _HELD_OUT.sub(b"eval_loss", text)
         if b"oss at " in text:
@@ -117,6 +124,17 @@ class Spelling:
             changed, lines = True, [line.replace(self._other, b"loss") for line in lines]
         return lines, b"\n".join(lines) if changed else joined
 
+    def _of_one_trainer(self, text: bytes) -> bytes:
+        """The text, with the spellings that only one trainer has as others write them."""
+        # The files of ms-swift, and Stable-Baselines3's progress.json.
+        text = text.replace(b"step/max_steps", b"step").replace(b'"time/total_timesteps"', b'"step"')
+        if b'"' in text and _BLANKS.search(text):
+            text = _BLANKS.sub(lambda found: found[0].replace(b" ", b"_"), text)
+        self._within |= _WITHIN in text
+        if self._within and b"| train |" in text:
+            text = _MEANS.sub(rb"\1value", text)
+        return _BOTH.sub(rb"loss: \1, eval_loss: \2", text) if b"loss train:" in text else text
+
     def _decide(self, lines: list[bytes]) -> None:
         """A log without a plain loss may have one of another name, as `mse_loss`."""
         names: set[bytes] = set()
@@ -127,6 +145,8 @@ class Spelling:
             if any(KNOWN.get(pair[1].decode().lower()) == "loss" for pair in PAIR.finditer(line)):
                 return
             names |= {name for name in _OTHER_LOSS.findall(line) if name.lower().decode() not in KNOWN}
+        # `VLA_Train/Loss` is nearer to a plain loss than `VLA_Train/L1_Loss`.
+        names = {name for name in names if name.lower().endswith(b"/loss")} or names
         if len(names) == 1:
             self._other = names.pop()
 

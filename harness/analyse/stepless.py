@@ -22,6 +22,9 @@ _PLAIN = re.compile(rb"\s{0,200}+\{[^{}]{0,8000}+\}")
 _TOTAL = re.compile(rb"Total optimization steps = ([\d,]{1,20}+)")
 _EPOCHS = re.compile(rb"Num [Ee]pochs = ([\d,]{1,20}+)")
 _EPOCH = re.compile(rb"[\"']epoch[\"']: [\"']?([\d.]{1,20}+)")
+_WHOLE_EPOCH = re.compile(rb"\"epoch\": {0,4}+\d{1,9}+(?![.\w])")
+# Behind a bar's count: its rate.
+_RATE = re.compile(rb"[^,\]\r\n]{1,20}+, {1,4}+([\d.?]{1,12}+(?:it/s|s/it))")
 # The mean over the whole run, at its end. It is no point of the curve.
 _SUMMARY = re.compile(rb"train_runtime[\"']: {0,4}+[\"']?\d")
 
@@ -34,6 +37,8 @@ class Numbering:
         self._count = 0
         self._bar_total: bytes | None = None
         self._bar: int | None = None
+        self._rate: bytes | None = None
+        self._elapsed: tuple[bytes | None, ...] = ()
         self._bar_follows, self._given = False, (0, 0)
         self._total: int | None = None
         self._epochs: int | None = None
@@ -56,9 +61,18 @@ class Numbering:
             if b"train_runtime" in line and _SUMMARY.search(line) and _PLAIN.match(line):
                 # The summary's "train_loss" would look like a point, with a step or without.
                 out[index] = b""
+            elif self._of_an_epoch(line):
+                continue
             elif not (STEP.search(line) or NAMED_STEP.search(line)) and _PLAIN.match(line):
                 out[index] = b"step=%d " % self._step(line, lines[index + 1 : index + 4]) + line.lstrip()
         return out
+
+    def _of_an_epoch(self, line: bytes) -> bool:
+        """True for a record of a whole epoch.
+
+        transformers prints a fraction, and its log has a bar or a total.
+        """
+        return self._bar is None and self._total is None and _WHOLE_EPOCH.search(line) is not None
 
     def _note(self, lines: list[bytes], joined: bytes) -> None:
         """Looks at lines that hold no such record. Only the last state of the bar counts."""
@@ -80,11 +94,22 @@ class Numbering:
             if self._bar_total is None:
                 self._bar_total = bar[2]
             if bar[2] == self._bar_total and len(bar[1]) < 16:
-                self._bar = int(bar[1])
+                self._bar, self._rate, self._elapsed = int(bar[1]), _rate(bar), bar.groups()[2:]
         elif b"Total optimization steps" in line and (total := _TOTAL.search(line)):
             self._total = _whole(total[1])
         elif b"Num " in line and (epochs := _EPOCHS.search(line)):
             self._epochs = _whole(epochs[1])
+
+    def _redrawn(self, state: re.Match[bytes], one_on: int) -> bool:
+        """True if the bar was drawn only for the line before: it has the line's count, and an old rate.
+
+        The bar of a fast run is drawn seldom, though not less than once a second. One step on, the next step
+        of a slow run may have the same rate.
+        """
+        rate, count = _rate(state), int(state[1])
+        if rate is None or rate != self._rate or not 0 <= count - one_on < _steps_a_second(rate):
+            return False
+        return count > one_on or state.groups()[2:] == self._elapsed
 
     def _step(self, line: bytes, after: list[bytes]) -> int:
         states = [
@@ -106,6 +131,8 @@ class Numbering:
             # The bar is drawn again after the line, with the line's own step. The state before the line may
             # be one step behind.
             one_on = self._bar + 1
+            if states and self._redrawn(states[0], one_on):
+                return int(states[0][1])
             return (
                 one_on
                 if states and int(states[0][1]) == one_on and _zeros(one_on) > _zeros(self._bar)
@@ -117,6 +144,19 @@ class Numbering:
         self.counted = True
         self._count += b"eval_" not in line
         return self._count
+
+
+def _rate(bar: re.Match[bytes]) -> bytes | None:
+    found = _RATE.match(bar.string, bar.end())
+    return found[1] if found else None
+
+
+def _steps_a_second(rate: bytes) -> float:
+    """The steps of a second at this rate. A bar without a rate has begun just now, and may have any."""
+    digits = rate[:-4]
+    if digits == b"?":
+        return float("inf")
+    return float(digits) if rate.endswith(b"it/s") and _is_number(digits) else 1.0
 
 
 def _zeros(step: int) -> int:

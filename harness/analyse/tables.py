@@ -29,6 +29,7 @@ STEPS = (
     "iter",
     "num_updates",
     "current_steps",
+    "time/total_timesteps",
     "_step",
     "epoch",
 )
@@ -131,8 +132,8 @@ class _Named(NamedTuple):
 
 def table_of(lines: list[bytes]) -> Table | None:
     """The table whose first line this is. None if the lines are no table with steps and losses."""
-    # Commas alone stand between the points of a JSON document.
-    filled = [line for line in lines[:40] if line.strip(b" ,\t\r")][:10]
+    # Commas alone stand between the points of a JSON document, and skorch rules a line below the names.
+    filled = [line for line in lines[:40] if line.strip(b" ,\t\r-=+|:")][:10]
     if not filled:
         return None
     if filled[0].removeprefix(codecs.BOM_UTF8).lstrip().startswith((b"{", b"[")):

@@ -17,6 +17,8 @@ _EPOCH = re.compile(
 _OF_TRAINING = re.compile(rb"(?i)(?<![A-Za-z0-9])train(?:ing)?[ _/]loss")
 _SOME = 0.25
 _LOOKED_AT = 2_000
+# The share of lines that a count must have.
+_MOST = 0.9
 
 Kind = Literal["step", "counter", "epoch", "order"]
 
@@ -58,16 +60,19 @@ class Unnumbered:
         # A summary at the end says it too.
         self._some_say = _SOME * len(said) <= sum(said) < len(said)
         self.kind = "order"
+        trained = [line for line in found if "loss" in _losses_named(line)]
+        looked_at = (trained if len(trained) > 1 else found)[:_LOOKED_AT]
         kinds: tuple[tuple[re.Pattern[bytes], Kind], ...] = (
             (_BRACKET, "counter"),
             (_SLASH, "counter"),
             (_EPOCH, "epoch"),
         )
         for pattern, kind in kinds:
-            counts = [pattern.search(line) for line in found[:_LOOKED_AT]]
+            counts = [pattern.search(line) for line in looked_at]
             numbers = [int(count[1]) for count in counts if count]
-            if len(numbers) == len(counts) and numbers == sorted(set(numbers)):
-                epoch = all(_EPOCH.search(line) for line in found[:_LOOKED_AT])
+            # A line of a final test, behind the others, has no count.
+            if len(numbers) >= _MOST * len(counts) and numbers == sorted(set(numbers)):
+                epoch = sum(_EPOCH.search(line) is not None for line in looked_at) == len(numbers)
                 self.kind, self._pattern = "epoch" if epoch else kind, pattern
                 return
 
@@ -79,7 +84,11 @@ class Unnumbered:
             self._count += "loss" in named
             return b"step=%d " % self._count + line
         count = self._pattern.search(line)
-        return b"step=%d " % int(count[1]) + line[count.end() :] if count else line
+        if not count:
+            return line
+        # In JSON the losses may stand before the count.
+        rest = line if b"oss" in line[: count.start()] else line[count.end() :]
+        return b"step=%d " % int(count[1]) + rest
 
 
 def _losses_named(line: bytes) -> set[str]:
