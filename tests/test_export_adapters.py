@@ -187,7 +187,15 @@ def test_adapters_of_which_the_sum_would_be_another_model_are_refused(kind: str,
     assert caught.value.code == code
 
 
-@pytest.mark.parametrize("config", [{"use_dora": True}, {"peft_type": "IA3"}])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"use_dora": True},
+        {"peft_type": "IA3"},
+        {"kasa_config": {"beta": 0.0001}},
+        {"use_bdlora": {"nblocks": 2}},
+    ],
+)
 def test_the_fix_for_another_kind_of_adapters_is_to_merge_them(
     config: dict[str, object], tmp_path: Path
 ) -> None:

@@ -25,7 +25,11 @@ _LARGEST_RANK = 4096
 # huggingface/peft 0.19 src/peft/tuners/lora/layer.py `update_layer`.
 _STARTS = {"true", "false", "none", "gaussian", "eva", "orthogonal"}
 # What makes of the same two factors something else than a product that is added to the weight.
-_OTHER_KINDS = ("use_dora", "lora_bias", "alora_invocation_tokens", "layer_replication")
+# The later ones are of PEFT 0.21, src/peft/tuners/lora/variants.py.
+_OTHER_KINDS = (
+    *("use_dora", "lora_bias", "alora_invocation_tokens", "layer_replication"),
+    *("use_qalora", "use_bdlora", "arrow_config", "kasa_config", "monteclora_config"),
+)
 # Far more than π0.5 has linear layers, each of which PEFT may name.
 _MOST_PATTERNS = 2000
 _NAME, _DIGITS = re.compile(r"\w+"), ("\\d+", "[0-9]+")
