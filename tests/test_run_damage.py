@@ -118,7 +118,7 @@ def test_a_lost_recipe_is_the_manifests(run: Path, tmp_path: Path) -> None:
     (copy.path / "recipe.yaml").write_bytes(bytes(500))
     with pytest.raises(HarnessError) as caught:
         recipe_of(copy, None, [], own_first=True)
-    assert f"rm {copy.path}/recipe.yaml" in str(caught.value.fix)
+    assert f"mv {copy.path}/recipe.yaml {copy.path}/recipe.yaml.old" in str(caught.value.fix)
     (copy.path / "recipe.yaml").unlink()
     assert recipe_of(copy, None, [], own_first=True) == own
     assert recipe_of(copy, None, ["train.steps=70"], own_first=True).train.steps == 70

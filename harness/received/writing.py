@@ -25,6 +25,7 @@ _FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 # The longest name of a file, and what makes a temporary one new.
 _NAME_BYTES = 255
 _RANDOM_BYTES = 8
+_RANDOM = re.compile(r"[0-9a-f]{16}")
 # No writer takes so long.
 _LEFT_S = 86_400
 
@@ -72,11 +73,12 @@ def _stem(path: Path) -> str:
 
 def sweep_beside(path: Path) -> None:
     """Removes what `open_beside` made for `path` a day ago or longer: its writer was killed."""
-    left = re.compile(rf"\.{re.escape(_stem(path))}\.[0-9a-f]{{{2 * _RANDOM_BYTES}}}")
+    begin = f".{_stem(path)}."
     with suppress(OSError), os.scandir(path.parent) as entries:
         for entry in entries:
             if (
-                left.fullmatch(entry.name)
+                entry.name.startswith(begin)
+                and _RANDOM.fullmatch(entry.name[len(begin) :])
                 and entry.is_file(follow_symlinks=False)
                 and time.time() - entry.stat(follow_symlinks=False).st_mtime > _LEFT_S
             ):

@@ -140,10 +140,11 @@ def _unknown(name: str, path: Path) -> HarnessError:
     is_path = name != path.name or path.suffix in (".yaml", ".yml")
     here = [str(path.parent / each) for each in os.listdir(path.parent)] if path.parent.is_dir() else []
     files = [each for each in here if each.endswith((".yaml", ".yml"))]
-    inside = str(path / "recipe.yaml")
+    # A run has one, its own.
+    inside = [str(each) for each in path.glob("*.yaml")]
     known = files if is_path else shipped_recipes()
     near = difflib.get_close_matches(str(path), known, n=1, cutoff=0.7 if is_path else 0.4)
-    near = [inside] if os.path.isfile(inside) else near
+    near = inside if len(inside) == 1 else near
     fix = f"--recipe {word(near[0])}" if near else f"--recipe {DEFAULT}"
     return HarnessError(
         "recipe-unknown",

@@ -62,6 +62,7 @@ def _hint(typed: str, options: set[str]) -> str:
 def _belongs(text: str, option: str) -> bool:
     """Whether `text` is what `option` takes."""
     from harness.recipe.load import shipped_recipes
+    from harness.run.directory import MANIFEST, RECIPE
 
     path = Path(text)
     if option == "--recipe":
@@ -70,7 +71,7 @@ def _belongs(text: str, option: str) -> bool:
         return "=" in text and not path.exists()
     if option == "--dataset":
         return (path / "meta").is_dir()
-    return path.is_dir() and any((path / name).exists() for name in ("recipe.yaml", "manifest.json"))
+    return path.is_dir() and any((path / name).exists() for name in (RECIPE, MANIFEST))
 
 
 def _keys(options: set[str], typed: str) -> list[str]:
