@@ -47,7 +47,8 @@ def test_the_result_and_its_gradients_are_those_of_softmax(heads: tuple[int, int
     weights = jax.random.normal(jax.random.key(0), given[0].shape)
     expected = with_gradients(plain, given, weights)
     for got, want in zip(with_gradients(attend, given, weights), expected, strict=True):
-        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+        # A sum rounds as its largest terms do, also where it comes near to zero; how, the processor decides.
+        np.testing.assert_allclose(got, want, rtol=0, atol=2e-6 * np.abs(want).max())
 
 
 def test_bfloat16_is_within_its_rounding() -> None:
