@@ -32,9 +32,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from harness.artifacts import Candidate, Host, Levers, Machine
 from harness.errors import HarnessError
 from harness.plan import atlas
+from harness.plan.asked import Ask, Tools
 from harness.plan.candidates import changed
 from harness.plan.cards import CARDS, targets
-from harness.plan.choose import Ask, Tools, choose
+from harness.plan.choose import choose
 from harness.plan.compile import Answer, Request, compiled
 from harness.plan.need import beside_steps
 from harness.plan.source import source_hash

@@ -22,9 +22,10 @@ from harness.artifacts import (
 )
 from harness.errors import HarnessError
 from harness.plan import cost
+from harness.plan.asked import Ask, Tools
 from harness.plan.calibrated import applied, calibrated, find, recipe_of, root
 from harness.plan.cards import CARDS
-from harness.plan.choose import Ask, Tools, choose
+from harness.plan.choose import choose
 from harness.received import consent
 from harness.run.directory import RunDir
 from harness.run.status import read_status

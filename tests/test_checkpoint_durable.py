@@ -1,10 +1,11 @@
-"""Tests that a saved step is on the disk, not only in memory, before an older one is deleted."""
+"""Tests that what is saved is on the disk, not only in memory, before anything counts on it."""
 
 import errno
 
 import pytest
 
 from harness.checkpoint.store import Store
+from harness.checkpoint.whole import whole_or_nothing
 from harness.errors import HarnessError
 from tests.support.faults import Disk, on
 from tests.test_checkpoint_store import _save, _state
@@ -40,3 +41,15 @@ def test_a_step_that_does_not_reach_the_disk_costs_no_older_one(tmp_path, monkey
         store.close()
     assert caught.value.code == "save-failed"
     assert 1 in store.steps()
+
+
+def test_an_export_has_its_name_only_once_it_is_on_the_disk(tmp_path):
+    to = tmp_path / "exports"
+    to.mkdir()
+    with on(Disk(tmp_path)) as disk, whole_or_nothing(to / "out", 1) as made:
+        (made / "params").mkdir()
+        (made / "params" / "a").write_bytes(b"array")
+    named = next(n for n, (what, name) in enumerate(disk.points) if what == "rename")
+    flushed = [name for what, name in disk.points[:named] if what == "fsync"]
+    assert {str(made), str(made / "params"), str(made / "params" / "a")} <= set(flushed)
+    assert ("fsync", str(to)) in disk.points[named:]

@@ -10,9 +10,10 @@ import typer
 from harness.artifacts import Gpu, GpuProcess, Machine, Plan
 from harness.flow import wait
 from harness.flow.chain import Chain
+from harness.plan.asked import Ask, Tools
 from harness.plan.busy import holders, idle
 from harness.plan.candidates import changed
-from harness.plan.choose import Ask, Tools, choose
+from harness.plan.choose import choose
 from harness.recipe.load import load_recipe
 from harness.run.directory import RECIPE, RunDir
 from tests.support.planned import LORA, Formula, gpu, planned, with_gpus

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from harness.artifacts import Disk, Gpu, GpuProcess, MigDevice
 from harness.errors import HarnessError
 from harness.plan import candidates
+from harness.plan.asked import Ask, Tools
 from harness.plan.atlas import shipped
 from harness.plan.candidates import changed
-from harness.plan.choose import Ask, Tools, choose
+from harness.plan.choose import choose
 from harness.plan.compile import Answer, Request
 from harness.plan.need import not_asked
 from harness.recipe.schema import Recipe

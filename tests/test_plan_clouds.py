@@ -13,9 +13,10 @@ import pytest
 from harness.artifacts import Host, Machine, Plan
 from harness.errors import HarnessError
 from harness.plan import cards
+from harness.plan.asked import Ask, Tools
 from harness.plan.atlas import shipped
 from harness.plan.cards import CARDS, card, find
-from harness.plan.choose import Ask, Tools, choose
+from harness.plan.choose import choose
 from harness.plan.cost import peak_flops
 from harness.plan.more_cards import OTHERS
 from harness.plan.need import not_asked

@@ -10,8 +10,9 @@ import pytest
 from rich.console import Console
 
 from harness.artifacts import Levers, Plan
+from harness.plan.asked import Ask, Tools
 from harness.plan.atlas import Atlas, AtlasFile, Entry, step_key
-from harness.plan.choose import Ask, Tools, choose
+from harness.plan.choose import choose
 from harness.plan.compile import Request
 from harness.plan.need import not_asked
 from harness.plan.source import source_hash

@@ -19,7 +19,8 @@ PLAN = """
 import json, sys
 from pathlib import Path
 from harness.errors import HarnessError
-from harness.plan.choose import Ask, Tools, choose
+from harness.plan.asked import Ask, Tools
+from harness.plan.choose import choose
 from harness.probe.machine import probe
 from harness.recipe.load import load_recipe
 from tests.support.planned import Formula

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from harness.artifacts import Host, Machine
+from harness.plan.asked import Ask, Tools
 from harness.plan.atlas import ALLOWANCE, shipped
 from harness.plan.cards import CARDS
-from harness.plan.choose import Ask, Tools, choose
+from harness.plan.choose import choose
 from harness.plan.compile import Request, compiled
 from harness.plan.need import not_asked
 from harness.recipe.load import load_recipe

@@ -14,8 +14,9 @@ from harness.checkpoint import streamed
 from harness.checkpoint.format import CHUNK_BYTES
 from harness.doctor import host
 from harness.plan import memory
+from harness.plan.asked import Ask, Tools
 from harness.plan.atlas import shipped
-from harness.plan.choose import Ask, Tools, choose
+from harness.plan.choose import choose
 from harness.plan.need import not_asked
 from harness.recipe.load import load_recipe
 from harness.show.plan import plan_name

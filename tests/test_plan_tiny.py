@@ -6,8 +6,9 @@ import pytest
 
 from harness.artifacts import Host, Machine
 from harness.errors import HarnessError
+from harness.plan.asked import Ask
 from harness.plan.candidates import changed
-from harness.plan.choose import Ask, choose
+from harness.plan.choose import choose
 from harness.recipe.load import load_recipe
 from harness.recipe.parameters import counts
 from harness.units import GIB

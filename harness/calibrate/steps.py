@@ -81,8 +81,9 @@ def _card(machine: Machine) -> Card | None:
 
 
 def _planned(recipe: Recipe, request: Request, machine: Machine, say: Say) -> Plan:
+    from harness.plan.asked import Ask, Tools
     from harness.plan.atlas import shipped
-    from harness.plan.choose import Ask, Tools, choose
+    from harness.plan.choose import choose
 
     pool = request.work.pool_bytes
     ask = Ask(

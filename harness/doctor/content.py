@@ -88,7 +88,7 @@ def tokenizer(situation: Situation) -> Iterator[Finding]:
     """Checks that a tokenizer of the user's own is on this machine."""
     name = situation.recipe.data.tokenizer
     if name in ("sample", "paligemma"):
-        raise NotNeeded(f"{name!r} comes with the package or from the hub")
+        raise NotNeeded("the package has it" if name == "sample" else "it is downloaded")
     if not Path(name).is_file():
         yield error(
             "tokenizer",

@@ -54,9 +54,10 @@ class Ours:
         say: Callable[[str], None],
         asked: dict[str, Any],
     ) -> Plan:
+        from harness.plan.asked import Ask, Tools
         from harness.plan.atlas import shipped
         from harness.plan.calibrated import applied
-        from harness.plan.choose import Ask, Tools, choose
+        from harness.plan.choose import choose
 
         inputs = sha256_json([recipe, machine, None if dataset is None else dataset.sha256, asked])
         made = choose(recipe, machine, dataset, Ask(**asked), inputs=inputs, tools=Tools(shipped(), say=say))

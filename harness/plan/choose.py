@@ -25,8 +25,6 @@ from harness.recipe.deviations import deviations
 from harness.recipe.parameters import check_who_is_trained, counts
 from harness.recipe.schema import Recipe
 
-__all__ = ["Ask", "Tools", "choose"]
-
 # A larger microbatch must save more than this share of a step: the cost model is some percent off, and on a
 # card that is nearly full XLA computes again what it could have kept.
 _WORTH = 0.07

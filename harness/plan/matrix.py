@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 from harness.artifacts import Candidate, Host, Machine
 from harness.errors import HarnessError
+from harness.plan.asked import Ask, Tools
 from harness.plan.atlas import Atlas, shipped
 from harness.plan.cards import CARDS
-from harness.plan.choose import Ask, Tools, choose
+from harness.plan.choose import choose
 from harness.plan.need import not_asked
 from harness.recipe.load import load_recipe
 from harness.units import format_bytes, format_seconds

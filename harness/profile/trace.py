@@ -65,9 +65,10 @@ def _of_device(plane: Any, names: set[str], step: str | None) -> Iterator[Event]
         for event in line.events:
             copy = event.name.lower().startswith(_COPY)
             op, other = _said(event, step)
-            name = op if op in names or other else known.get(event.name, op or event.name)
+            if op not in names and other is None:
+                op = known.get(event.name, op)
             link = copy and ("h2d" in event.name.lower() or "d2h" in event.name.lower())
-            name = event.name if link else str(name)
+            name = event.name if link or op is None else op
             yield Event(plane.name, name, event.start_ns, event.end_ns, link, other)
 
 

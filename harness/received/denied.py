@@ -45,7 +45,7 @@ def denied(error: Exception) -> HarnessError | None:
     if not isinstance(error, OSError):
         return None
     if error.errno in (errno.EMFILE, errno.ENFILE):
-        return _too_many()
+        return too_many_files()
     named = isinstance(error.filename, str)
     if error.errno not in (_PERMISSION | _DISK if named else _DISK_ALONE):
         return None
@@ -65,12 +65,13 @@ def denied(error: Exception) -> HarnessError | None:
     )
 
 
-def _too_many() -> HarnessError:
+def too_many_files() -> HarnessError:
+    """The refusal for a process, or a machine, that has as many files open as it may."""
     return HarnessError(
         "too-many-files",
         "the system lets this process open no more files",
         got=f"ulimit -n {resource.getrlimit(resource.RLIMIT_NOFILE)[0]}",
-        need="room for the files that are read",
+        need="room for the files that are used",
         fix="ulimit -n $(ulimit -Hn), then run the same command again",
     )
 

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from harness.errors import HarnessError
-from harness.received.denied import may_be_written
+from harness.received.denied import may_be_written, too_many_files
 from harness.received.text import word
 
 # The errors of a full disk, and of a full quota.
@@ -17,7 +17,7 @@ _LONGEST_BYTES = 4095
 
 
 def cannot_write(path: Path, error: OSError) -> HarnessError:
-    """The HarnessError for `error`: "disk-full", or "not-writable" for every other reason."""
+    """The HarnessError for `error`: "disk-full", "too-many-files", or "not-writable"."""
     if error.errno in NO_SPACE:
         return _full(path, error)
     if error.errno == errno.EISDIR:
@@ -35,13 +35,9 @@ def cannot_write(path: Path, error: OSError) -> HarnessError:
             need="a directory",
             fix="name another directory, or move that file away",
         )
-    return HarnessError(
-        "not-writable",
-        f"cannot write {path}: {error.strerror}",
-        got=_got(path, error),
-        need=_need(error),
-        fix=_way_to_write(path, error),
-    )
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return too_many_files()
+    return _refused(path, error)
 
 
 def _full(path: Path, error: OSError) -> HarnessError:
@@ -70,54 +66,50 @@ def _no_inodes(path: Path) -> bool:
     return disk.f_files > 0 and disk.f_favail == 0 and disk.f_bavail > 0
 
 
-def _got(path: Path, error: OSError) -> str:
+def _refused(path: Path, error: OSError) -> HarnessError:
+    what = f"cannot write {path}: {error.strerror}"
     match error.errno:
         case errno.ENAMETOOLONG:
             longest = max(len(os.fsencode(part)) for part in path.parts)
-            return f"a name of {longest} bytes in a path of {len(os.fsencode(path))}"
+            return HarnessError(
+                "not-writable",
+                what,
+                got=f"a name of {longest} bytes in a path of {len(os.fsencode(path))}",
+                need=f"names of at most 255 bytes, and a path of at most {_LONGEST_BYTES}",
+                fix="name another file or directory, with a shorter name",
+            )
         case errno.EROFS:
-            return "a disk that is mounted for reading alone"
-        case errno.EMFILE | errno.ENFILE:
-            return "as many open files as the system allows"
+            return HarnessError(
+                "not-writable",
+                what,
+                got="a disk that is mounted for reading alone",
+                need="a disk that takes writes",
+                fix="mount it without :ro (compose) or readonly; after errors of the disk: dmesg | tail",
+            )
         case errno.EFBIG:
-            return "a limit of a file's size"
+            return HarnessError(
+                "not-writable",
+                what,
+                got="a limit of a file's size",
+                need="no such limit",
+                fix="ulimit -f unlimited, then run the same command again",
+            )
         case errno.EACCES | errno.EPERM:
-            return f"uid {os.getuid()}"
-        case _:
-            return "a disk that answers with an error"
-
-
-def _need(error: OSError) -> str:
-    match error.errno:
-        case errno.ENAMETOOLONG:
-            return f"names of at most 255 bytes, and a path of at most {_LONGEST_BYTES}"
-        case errno.EROFS:
-            return "a disk that takes writes"
-        case errno.EMFILE | errno.ENFILE:
-            return "room for one more"
-        case errno.EFBIG:
-            return "no such limit"
-        case errno.EACCES | errno.EPERM:
-            return "a directory that this user may write"
-        case _:
-            return "a working disk"
-
-
-def _way_to_write(path: Path, error: OSError) -> str:
-    match error.errno:
-        case errno.ENAMETOOLONG:
-            return "name another file or directory, with a shorter name"
-        case errno.EROFS:
-            return "mount it without :ro (compose) or readonly; after errors of the disk: dmesg | tail"
-        case errno.EMFILE | errno.ENFILE:
-            return "ulimit -n $(ulimit -Hn), then run the same command again"
-        case errno.EFBIG:
-            return "ulimit -f unlimited, then run the same command again"
-        case errno.EACCES | errno.EPERM:
-            return (
-                f"{may_be_written(path.parent)}; in compose set HARNESS_UID and HARNESS_GID to your own ids"
+            return HarnessError(
+                "not-writable",
+                what,
+                got=f"uid {os.getuid()}",
+                need="a directory that this user may write",
+                fix=(
+                    f"{may_be_written(path.parent)}; in compose set HARNESS_UID and HARNESS_GID to your own"
+                    " ids"
+                ),
             )
         case _:
-            return (
-                f"look at the disk (df -h {word(path.parent)}; dmesg | tail), then run the same command again"
+            return HarnessError(
+                "not-writable",
+                what,
+                got="a disk that answers with an error",
+                need="a working disk",
+                fix=f"look at the disk (df -h {word(path.parent)}; dmesg | tail), then run the command again",
             )

@@ -7,7 +7,8 @@ from typing import Any
 from harness.artifacts import Candidate, Gpu, Host, Machine, Plan
 from harness.plan import memory
 from harness.plan.activations import kept_bytes
-from harness.plan.choose import Ask, Tools, choose
+from harness.plan.asked import Ask, Tools
+from harness.plan.choose import choose
 from harness.plan.compile import Answer, Request
 from harness.recipe.load import load_recipe
 from harness.recipe.schema import Recipe
