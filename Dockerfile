@@ -7,13 +7,13 @@
 # Pinned by digest, so that the system below the lock cannot drift. Ubuntu 24.04 with Python 3.12; Debian 12 or 13 also serves.
 ARG BASE_IMAGE=nvidia/cuda:12.9.1-base-ubuntu24.04@sha256:5d2e53778e2180e01676aa8bac1aada242e95230ec97e21ecfb33de4e27cd1df
 # Written by ci/lock. A lock that is not the one named here stops the build, and the labels cannot tell another story.
-ARG CPU_LOCK_SHA256=848b789046e7f05d3ef99a5f000babd1ebf3312fb35fbe9ac142c17fa21669a9
+ARG CPU_LOCK_SHA256=ac0937d3deadc42c83de606a3e032800556148db9f7d7b72264c83ba5f0c073e
 # As above, for the image that trains.
 ARG CUDA_LOCK_SHA256=089f01f5ad24d660d589afb697abb220ee6288963f17ae8955357912dea1fa56
 # As above, for the same with CUDA 13.
 ARG CUDA13_LOCK_SHA256=f3e100749e9ee2a853fad9f95ab2079caa6b3832219f769f2449c0bd4680ee71
 # As above, for the image that tests.
-ARG TEST_LOCK_SHA256=e037f59cec94306940e48084241c7729e7f65ad76ecfd8bbe6405bdb5e6c594f
+ARG TEST_LOCK_SHA256=5830c131992b6418a7ae343b0badd9476f821f1a660f83d682e76a0dde009d67
 # As above, for openpi's client, which tests talk with.
 ARG CLIENT_LOCK_SHA256=de939f56844409644745b3f290c1ff7c86a1d5bb44f2e0ad213ee59613014e0f
 # As above, for the simulator beside the harness.

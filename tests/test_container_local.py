@@ -46,9 +46,10 @@ def answers(version: str, *, in_range: bool, venv: bool) -> str:
         (answers("3.14.0", in_range=False, venv=True), "Linux-x86_64", "HARNESS_PYTHON="),
         (answers("3.12.3", in_range=True, venv=False), "Linux-x86_64", "apt-get install python3-venv"),
         (answers("3.12.3", in_range=True, venv=True), "Darwin-arm64", "docker compose run"),
-        (answers("3.12.3", in_range=True, venv=True), "Linux-aarch64", "HARNESS_CUDA=13 ci/local train"),
+        (answers("3.12.3", in_range=True, venv=False), "Linux-aarch64", "apt-get install python3-venv"),
+        (answers("3.12.3", in_range=True, venv=True), "Linux-riscv64", "on a machine of"),
     ],
-    ids=["old", "new", "no-venv", "other-system", "arm"],
+    ids=["old", "new", "no-venv", "other-system", "arm-goes-as-far", "other-processor"],
 )
 def test_refuses(tmp_path: Path, python: str, system: str, fix: str) -> None:
     done = local(tmp_path, "train", python=python, system=system)

@@ -154,14 +154,16 @@ def in_child(
     Raises: HarnessError "compile-failed", "compile-timeout", "no-target-compiler", "xla-flags-refused".
     """
     if cuda and not cuda_plugins():
+        # For Arm it comes with CUDA 13 alone.
+        version = 13 if os.uname().machine == "aarch64" else 12
         raise HarnessError(
             "no-target-compiler",
             "the compiler for NVIDIA GPUs is not installed here, and the atlas does not know this plan",
             got="no CUDA plugin of JAX",
-            need="a CUDA plugin of JAX, such as jax-cuda12-plugin and jax-cuda12-pjrt of the version of jax",
+            need="a CUDA plugin of JAX, of the version of jax",
             fix=(
-                f"pip install jax-cuda12-plugin=={metadata.version('jax')}"
-                f" jax-cuda12-pjrt=={metadata.version('jax')}; the images and ci/local have them"
+                f"pip install jax-cuda{version}-plugin=={metadata.version('jax')}"
+                f" jax-cuda{version}-pjrt=={metadata.version('jax')}; the images and ci/local have them"
             ),
         )
     # A child on a real GPU must not take the memory that the trainer will need.
