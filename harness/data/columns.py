@@ -33,6 +33,8 @@ _DAMAGE = (
 BOOKKEEPING = ["timestamp", "frame_index", "episode_index", "index", "task_index"]
 # Rows per read of a large file: some MiB.
 _BATCH_ROWS = 1 << 16
+# Lists in lists, as the axes of a feature.
+MOST_AXES = 8
 # Rows converted to dicts at a time.
 _BATCH_DICTS = 1 << 12
 
@@ -241,35 +243,30 @@ def _tables(
         raise corrupt(path, error) from error
 
 
-def _numeric(path: Path, name: str, array: Any, first: int) -> np.ndarray:
-    """The values of `array`, whose first value belongs to row `first` of the file."""
+def _numeric(path: Path, name: str, array: Any, first: int, each: int = 1) -> np.ndarray:
+    """The values of `array`, [N] or [N, D], whose first value belongs to row `first` of the file.
+
+    Every row has `each` of its values. Lists in lists give the values of a row one after the other.
+    """
     if isinstance(array, pa.ChunkedArray):
         array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], type=array.type)
+    if isinstance(array, pa.ExtensionArray):
+        array = array.storage
     rows = len(array)
     if array.null_count:
-        raise _invalid(
-            path,
-            name,
-            f"row {first + int(np.argmax(array.is_null().to_numpy(zero_copy_only=False)))} is null",
-            row=True,
-        )
-    if _is_list(array.type):
-        lengths = np.asarray(array.value_lengths()) if rows else np.zeros(0, np.int64)
-        if rows and (lengths != lengths[0]).any():
-            raise _invalid(
-                path,
-                name,
-                f"row {first + int(np.argmax(lengths != lengths[0]))} has another number of values than row"
-                f" {first}",
-                row=True,
-            )
-        flat = array.flatten()
-        width = int(lengths[0]) if rows else 0
-        if flat.null_count:
-            at = int(np.argmax(flat.is_null().to_numpy(zero_copy_only=False)))
-            raise _invalid(path, name, f"row {first + at // max(width, 1)} holds a null", row=True)
-        return _plain(path, name, flat).reshape(rows, width)
-    return _plain(path, name, array)
+        at = first + int(np.argmax(array.is_null().to_numpy(zero_copy_only=False))) // each
+        raise _invalid(path, name, f"row {at} {'is' if each == 1 else 'holds a'} null", row=True)
+    if not _is_list(array.type):
+        return _plain(path, name, array)
+    lengths = np.asarray(array.value_lengths()) if rows else np.zeros(0, np.int64)
+    if rows and (lengths != lengths[0]).any():
+        at = first + int(np.argmax(lengths != lengths[0])) // each
+        what = f"row {at} has another number of values than row {first}"
+        raise _invalid(path, name, what, row=True)
+    width = int(lengths[0]) if rows else 0
+    # Of nothing there are no rows to tell.
+    flat = _numeric(path, name, array.flatten(), first, max(each * width, 1))
+    return flat.reshape(rows, -1) if flat.size else np.zeros((rows, 0), np.float32)
 
 
 def _check_numbers(path: Path, field: Any) -> None:
@@ -278,8 +275,9 @@ def _check_numbers(path: Path, field: Any) -> None:
     The type is checked before the column is read, because another type may unpack to any size.
     """
     kind = field.type
-    if _is_list(kind):
-        kind = kind.value_type
+    for _ in range(MOST_AXES):
+        kind = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
+        kind = kind.value_type if _is_list(kind) else kind
     if not (is_number(kind) or pa.types.is_decimal(kind)):
         raise _invalid(path, field.name, f"holds {str(field.type)[:100]}, not numbers")
 

@@ -72,6 +72,11 @@ class LeRobotDataset:
         return self._metadata.empty
 
     @property
+    def odd(self) -> list[str]:
+        """Findings on the metadata."""
+        return self._metadata.odd
+
+    @property
     def frames(self) -> int:
         """Number of frames that are read."""
         return self._metadata.frames

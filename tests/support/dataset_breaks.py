@@ -102,7 +102,7 @@ BROKEN: dict[str, tuple[str, Callable[[Path], object]]] = {
             '{"episode_index": 0, "length": 7}\n{"episode_index": 0, "length": 7}'
         ),
     ),
-    "totals differ": ("dataset-rows-mismatch", lambda root: change_info(root, total_frames=17)),
+    "totals differ": ("dataset-rows-mismatch", lambda root: change_info(root, total_episodes=4)),
     "path outside": (
         "dataset-path-unsafe",
         lambda root: change_info(root, data_path="../episode_{episode_index:06d}.parquet"),
