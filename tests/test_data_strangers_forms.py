@@ -284,7 +284,7 @@ def test_a_double_is_a_float(tmp_path: Path) -> None:
     assert describe(recipe(root)).features["action"].dtype == "float64"
 
 
-@pytest.mark.parametrize("changes", [{"dtype": "half"}, {"shape": [1, 2]}, {"shape": []}])
+@pytest.mark.parametrize("changes", [{"dtype": "half"}, {"shape": [2, 1, 3]}, {"shape": []}])
 def test_the_only_actions_are_not_to_be_mapped_to_others(tmp_path: Path, changes: dict) -> None:
     root = writer.write(tmp_path / "set")
     _feature(root, "action", **changes)
@@ -312,12 +312,75 @@ def test_a_column_that_stands_there_twice_is_told_as_that(tmp_path: Path) -> Non
     assert (refusal.code, "more than once" in refusal.what) == ("dataset-feature-invalid", True)
 
 
-@pytest.mark.parametrize("kind", [pa.list_view(pa.float32()), pa.large_list_view(pa.float32())])
-def test_every_layout_of_a_list_is_a_vector(tmp_path: Path, kind: pa.DataType) -> None:
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [
+        (pa.list_view(pa.float32()), [2]),
+        (pa.large_list_view(pa.float32()), [2]),
+        (pa.list_(pa.list_(pa.float32())), [1, 2]),
+        (pa.list_(pa.list_(pa.float32(), 1)), [2, 1]),
+        (pa.fixed_shape_tensor(pa.float32(), [2]), [2]),
+    ],
+    ids=str,
+)
+def test_every_layout_of_a_list_is_a_vector(tmp_path: Path, kind: pa.DataType, shape: list[int]) -> None:
+    """Also a vector in a vector, as the arrays of Hugging Face's datasets have it, and Arrow's tensors."""
     root = writer.write(tmp_path / "set")
     before = opened(root).columns.actions
-    _each_table(root, "action", lambda table: pa.array(table.column("action").to_pylist(), kind))
+
+    def laid(table: pa.Table) -> pa.Array:
+        rows = np.array(table.column("action").to_pylist(), np.float32)
+        if isinstance(kind, pa.BaseExtensionType):
+            return pa.FixedShapeTensorArray.from_numpy_ndarray(rows)
+        return pa.array(rows.reshape(-1, *shape).tolist(), kind)
+
+    _each_table(root, "action", laid)
+    _feature(root, "action", shape=shape)
     assert np.array_equal(opened(root).columns.actions, before)
+    assert describe(recipe(root)).features["action"].shape == [2]
+
+
+def test_a_null_in_a_vector_of_a_vector_is_told_with_its_row(tmp_path: Path) -> None:
+    root = writer.write(tmp_path / "set")
+    rows = [[[1.0, float(n)]] if n != 3 else [[1.0, None]] for n in range(7)]
+    _each_table(root, "action", lambda table: pa.array(rows[: table.num_rows]))
+    assert "row 3 holds a null" in refused(root).what
+
+
+def test_a_feature_without_a_shape_stands_beside_those_that_are_mapped(tmp_path: Path) -> None:
+    root = writer.write(tmp_path / "set")
+    features = json.loads((root / "meta/info.json").read_text())["features"]
+    change_info(
+        root, features=features | {"note": {"dtype": "string"}, "x": {"dtype": "float32", "shape": None}}
+    )
+    assert describe(recipe(root)).findings == []
+    assert refused(root, **{"actions": "x"}).code == "dataset-feature-invalid"
+
+
+@pytest.mark.parametrize(
+    ("version", "lacking", "reads"),
+    [
+        ("v2.1", ["index", "frame_index"], True),
+        ("v3.0", ["frame_index"], True),
+        ("v3.0", ["index"], False),
+        ("v2.1", ["task_index"], False),
+    ],
+)
+def test_columns_without_which_lerobot_reads_are_taken_from_the_order_of_the_rows(
+    tmp_path: Path, version: str, lacking: list[str], reads: bool
+) -> None:
+    root = writer.write(tmp_path / "set", version=version, images="files")
+    whole, before = describe(recipe(root)), opened(root).columns
+    for path in sorted((root / "data").rglob("*.parquet")):
+        pq.write_table(pq.read_table(path).drop_columns(lacking), path)
+    if not reads:
+        assert refused(root).code == "dataset-feature-missing"
+        return
+    found, after = describe(recipe(root)), opened(root)
+    (finding,) = [said for said in found.findings if said not in whole.findings]
+    assert f"no column {' and '.join(sorted(lacking))}" in finding
+    assert np.array_equal(after.columns.actions, before.actions)
+    assert np.array_equal(after.image(8, "cam"), writer.frame(8))
 
 
 @pytest.mark.parametrize(("version", "refuses"), [("v2.0", False), ("v2.1", False), ("v3.0", True)])

@@ -150,11 +150,17 @@ def read_group(file: Any, raw: BinaryIO, group: int, name: str) -> Any:
 
 
 def read_columns(
-    root: Path, path: Path, names: list[str], pieces: list[int], passed: Container[int] = ()
+    root: Path,
+    path: Path,
+    names: list[str],
+    pieces: list[int],
+    passed: Container[int] = (),
+    spare: Container[str] = (),
 ) -> Iterator[dict[str, np.ndarray]]:
     """The named numeric columns, in pieces of `pieces` rows: [N] for one number per row, [N, D] for vectors.
 
-    The pieces whose position in the list is in `passed` are not looked at, and come empty.
+    The pieces whose position in the list is in `passed` are not looked at, and come empty. A column
+    in `spare` that the file does not have is left out.
 
     Raises: HarnessError as `open_parquet`; "dataset-rows-mismatch" if the pieces do not add up to the whole
     file, "dataset-feature-missing" or "dataset-feature-invalid".
@@ -162,6 +168,7 @@ def read_columns(
     with open_parquet(root, path) as (file, raw):
         with refusing(path):
             schema = file.schema_arrow
+        names = [name for name in names if name not in spare or name in schema.names]
         for name in names:
             if schema.names.count(name) > 1:
                 raise _invalid(path, name, "it stands there more than once", anew=True)
