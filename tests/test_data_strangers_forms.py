@@ -350,9 +350,9 @@ def test_a_null_in_a_vector_of_a_vector_is_told_with_its_row(tmp_path: Path) -> 
 def test_a_feature_without_a_shape_stands_beside_those_that_are_mapped(tmp_path: Path) -> None:
     root = writer.write(tmp_path / "set")
     features = json.loads((root / "meta/info.json").read_text())["features"]
-    change_info(
-        root, features=features | {"note": {"dtype": "string"}, "x": {"dtype": "float32", "shape": None}}
-    )
+    del features["cam"]["shape"]
+    odd = {"note": {"dtype": "string"}, "x": {"dtype": "float32", "shape": None}}
+    change_info(root, features=features | odd)
     assert describe(recipe(root)).findings == []
     assert refused(root, **{"actions": "x"}).code == "dataset-feature-invalid"
 
@@ -394,6 +394,32 @@ def test_rows_that_each_episode_numbers_from_0_are_read_as_lerobot_does(
         assert refused(root).code == "dataset-index-invalid"
     else:
         assert describe(recipe(root)).findings == []
+
+
+def test_pictures_lie_where_info_says(tmp_path: Path) -> None:
+    """As a recorder has it that writes JPEG; a template that cannot be filled is none."""
+    root = writer.write(tmp_path / "set", images="files")
+    change_info(root, image_path="images/{image_key}/{nobody}.png")
+    assert describe(recipe(root)).findings == []
+    for path in sorted((root / "images").rglob("*.png")):
+        path.with_suffix(".jpg").write_bytes(_encoded("JPEG"))
+        path.unlink()
+    assert refused(root).code == "image-missing"
+    change_info(root, image_path="images/{image_key}/episode_{episode_index:06d}/frame_{frame_index:06d}.jpg")
+    assert describe(recipe(root)).frames == 16
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_recording_that_was_stopped_before_its_first_episode_is_told_as_that(
+    tmp_path: Path, version: str
+) -> None:
+    """LeRobot writes info.json when it starts, and nothing else."""
+    root = writer.write(tmp_path / "set", version=version)
+    change_info(root, total_episodes=0, total_frames=0)
+    assert describe(recipe(root)).frames == 16
+    for name in ("tasks.jsonl", "episodes.jsonl", "tasks.parquet", "episodes/chunk-000/file-000.parquet"):
+        (root / "meta" / name).unlink(missing_ok=True)
+    assert refused(root).code == "dataset-empty"
 
 
 def test_what_macos_leaves_beside_a_list_of_episodes_is_no_list(tmp_path: Path) -> None:

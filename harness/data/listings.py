@@ -74,6 +74,11 @@ def version_by_files(root: Path) -> str | None:
     return "v3.0" if new else "v2.1"
 
 
+def has_episodes(root: Path) -> bool:
+    """True if a file lists episodes, of whichever version."""
+    return _episode_files(root) != [] or there(root / "meta/episodes.jsonl")
+
+
 # --- versions 2.0 and 2.1: JSON lines, one parquet (and one video) an episode ---
 
 

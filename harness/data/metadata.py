@@ -13,18 +13,19 @@ from typing import Any
 from harness.artifacts import Feature
 from harness.data.columns import MOST_AXES
 from harness.data.episodes import ALL, Selection, chosen
-from harness.data.fields import invalid, number, parsed, text
+from harness.data.fields import NAME_LETTERS, invalid, number, parsed, text
 from harness.data.listings import (
     Row,
     VideoSpan,
     check_version,
+    has_episodes,
     read_v2,
     read_v3,
     version_by_files,
     version_wrong,
 )
 from harness.data.mending import correct
-from harness.data.paths import INFO, check_is_dataset, inside, read_file
+from harness.data.paths import INFO, check_is_dataset, fill, inside, read_file
 from harness.errors import HarnessError
 from harness.units import MIB
 
@@ -34,6 +35,9 @@ _MOST_SHOWN = 40
 _INFO_BYTES = 16 * MIB
 _MOST_FEATURES, _MOST_SIZE = 10_000, 2**31
 _MOST_NAMES = 4096
+# Where LeRobot's writers put pictures that lie in files of their own.
+_V2_IMAGE = "images/{image_key}/episode_{episode_index:06d}/frame_{frame_index:06d}.png"
+_V3_IMAGE = "images/{image_key}/episode-{episode_index:06d}/frame-{frame_index:06d}.png"
 # Source: huggingface/datasets src/datasets/features/features.py `Value`.
 _SAME_DTYPE = {"double": "float64"}
 
@@ -62,6 +66,7 @@ class Metadata:
     `names` has those of a vector's dimensions, where there is one for each.
     `episodes` are those that are read, `listed` all that the metadata list, `empty` those that would be read
     if they had frames. All are in the order of their numbers. `odd` are findings on the metadata.
+    `image` is the template of the path of a picture that has a file of its own.
     """
 
     root: Path
@@ -76,6 +81,7 @@ class Metadata:
     selection: Selection = ALL
     empty: list[Episode] = field(default_factory=list)
     odd: list[str] = field(default_factory=list)
+    image: str = _V2_IMAGE
 
     @property
     def frames(self) -> int:
@@ -101,7 +107,10 @@ def read_metadata(root: Path, selection: Selection = ALL) -> Metadata:
     features = _features(info, info_path)
     check_version(info_path, version, by_files)
     read = read_v3 if version == "v3.0" else read_v2
-    tasks, rows = read(root, info, features)
+    image = _image_template(info, _V3_IMAGE if version == "v3.0" else _V2_IMAGE)
+    # A recorder that was stopped before its first episode has written info.json alone.
+    empty_yet = info.get("total_episodes") == 0 and not has_episodes(root)
+    tasks, rows = ({}, []) if empty_yet else read(root, info, features)
     if not rows:
         raise HarnessError(
             "dataset-empty",
@@ -122,8 +131,23 @@ def read_metadata(root: Path, selection: Selection = ALL) -> Metadata:
     episodes = _numbered(root, listed, kept, selection, trusting=version == "v3.0")
     odd = _totals(info, info_path, listed)
     return Metadata(
-        root, version, fps, features, tasks, episodes, depth, of_each, listed, selection, empty, odd
+        root, version, fps, features, tasks, episodes, depth, of_each, listed, selection, empty, odd, image
     )
+
+
+def _image_template(info: dict[str, Any], usual: str) -> str:
+    """The template at `image_path` of info.json, if it is one that can be filled; else the `usual` one.
+
+    LeRobot does not read that key. Other recorders write it, with JPEG in place of PNG.
+    """
+    said = info.get("image_path")
+    if not isinstance(said, str) or len(said) > NAME_LETTERS:
+        return usual
+    try:
+        fill(said, {"image_key": "", "episode_index": 0, "frame_index": 0}, where=INFO)
+    except HarnessError:
+        return usual
+    return said
 
 
 def _is_depth(feature: dict[str, Any]) -> bool:
