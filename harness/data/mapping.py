@@ -24,7 +24,7 @@ _OF_THE_SAME = 0.6
 # What names of cameras have that move with a hand, and of those that see the whole scene.
 _ON_WRIST = re.compile(r"wrist|gripper|palm|in_?hand|hand_?eye|(?<![a-z])hand(?![a-z])")
 _OF_SCENE = re.compile(r"front|top|high|head|ego|exter|agentview|main|third|static|scene|base")
-# What a camera at another place loses: more than names that are alike can have.
+# What a camera loses that stands elsewhere: more than names that are alike can have.
 _ELSEWHERE = 6.0
 
 
@@ -147,7 +147,7 @@ def _likenesses(
 ) -> dict[str, float]:
     """Similarity of names for each suitable free feature: shared words, plus the share of equal letters.
 
-    A camera is also held against its place on the robot, and a state against the name of its `actions`.
+    A camera is also held against where it stands on the robot, and a state against the name of its `actions`.
     """
     left = [name for name in features if _fits(features, name, each.kinds) and name not in taken]
     if each.kinds == IMAGES:
@@ -155,14 +155,14 @@ def _likenesses(
     return {
         name: len(_words(each.name) & _words(name))
         + difflib.SequenceMatcher(None, each.name, name).ratio()
-        + _place(each.key.rpartition(".")[2], name.lower())
+        + _standing(each.key.rpartition(".")[2], name.lower())
         + 0.5 * len(_words(actions) & _words(name))
         for name in left
     }
 
 
-def _place(camera: str, name: str) -> float:
-    """What the place that a feature's `name` tells adds for `camera`, one of the model's."""
+def _standing(camera: str, name: str) -> float:
+    """What is added for `camera`, one of the model's, by where a feature's `name` says that it stands."""
     if not camera.endswith("_rgb"):
         return 0.0
     wrist = bool(_ON_WRIST.search(name))
