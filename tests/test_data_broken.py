@@ -159,7 +159,7 @@ def test_more_actions_than_the_model_has_room_for_are_refused_and_more_state_is_
         ("action", None),
         ("task_index", lambda column: pa.nulls(len(column), pa.int64())),
         ("timestamp", lambda column: column.cast(pa.float64()).cast(pa.string())),
-        ("index", None),
+        ("episode_index", None),
     ],
 )
 def test_a_column_of_lerobots_own_is_not_to_be_mapped(

@@ -13,7 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from harness.artifacts import Feature
 from harness.data.dataset import describe
+from harness.data.mapping import IMAGES, NUMBERS, Wanted, check_features
+from harness.errors import HarnessError
 from tests.support import lerobot_writer as writer
 from tests.support.dataset_breaks import (
     change_column,
@@ -49,6 +52,48 @@ def test_a_dataset_without_a_state_is_mapped_to_none(tmp_path: Path) -> None:
         pq.write_table(pq.read_table(path).drop_columns("observation.state"), path)
     assert refused(root).fix == "--set data.state=null"
     assert describe(recipe(root, state="null")).frames == 16
+
+
+# Cameras, state and actions of real robots' datasets, and what is proposed for the keys of `pi05_libero`.
+ROBOTS = {
+    "one camera": ("cam_high", "observation.state", "action", "cam_high", None),
+    "ALOHA": (
+        "cam_left_wrist cam_low cam_high cam_right_wrist",
+        "state",
+        "action",
+        "cam_high",
+        "cam_left_wrist",
+    ),
+    "AgiBot": (
+        "head_depth hand_right hand_left head",
+        "states.joint.position states.head.position",
+        "actions.joint.position actions.effector.position",
+        "head",
+        "hand_left",
+    ),
+}
+
+
+@pytest.mark.parametrize("robot", ROBOTS)
+def test_a_camera_is_proposed_for_its_own_place(robot: str) -> None:
+    """A hand's camera was proposed for the base, the only one for a wrist, and the neck for the state."""
+    cameras, states, actions, base, wrist = ROBOTS[robot]
+
+    def named(cameras: str) -> list[str]:
+        return [f"observation.images.{name}" for name in cameras.split()]
+
+    numbers = [*states.split(), *actions.split()]
+    features = {name: Feature(dtype="video", shape=[4, 4, 3]) for name in named(cameras)}
+    features |= {name: Feature(dtype="float32", shape=[7]) for name in numbers}
+    keys = ("data.cameras.base_0_rgb", "data.cameras.left_wrist_0_rgb", "data.state", "data.actions")
+    kinds = (IMAGES, IMAGES, NUMBERS, NUMBERS)
+    mapped = zip(keys, ("image", "wrist_image", "x_state", "x_actions"), kinds, strict=True)
+    wanted = [Wanted(key, name, kind, may_be_null=key != keys[3]) for key, name, kind in mapped]
+    with pytest.raises(HarnessError) as caught:
+        check_features(Path("set"), features, wanted)
+    proposed = dict(option.split("=") for option in shlex.split(caught.value.fix) if option != "--set")
+    right = (*named(base), *(named(wrist or "") or ["null"]), states.split()[0], actions.split()[0])
+    assert proposed == dict(zip(keys, right, strict=True))
 
 
 def _data(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from harness.data.dataset import describe
+from harness.data.stats import compute
 from tests.support import lerobot_writer as writer
 from tests.support.dataset_breaks import (
     BROKEN,
@@ -160,11 +161,25 @@ def test_a_missing_version_is_put_in(tmp_path: Path, version: str, indent: int |
     assert describe(recipe(root)).frames == 16
 
 
-def test_wrong_totals_are_told_as_info_says_and_as_the_files_have_them(tmp_path: Path) -> None:
+def test_an_episode_that_info_counts_and_no_list_has_is_refused(tmp_path: Path) -> None:
     root = writer.write(tmp_path / "set")
-    change_info(root, total_frames=99_999)
+    change_info(root, total_episodes=4)
     refusal = refused(root)
-    assert (refusal.code, refusal.got, refusal.need) == ("dataset-rows-mismatch", "99999", "16")
+    assert (refusal.code, refusal.got, refusal.need) == ("dataset-rows-mismatch", "4", "3")
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+@pytest.mark.parametrize("totals", [{"total_frames": 99_999}, {"total_frames": 9, "total_episodes": 2}])
+def test_wrong_totals_are_a_finding_where_all_that_is_listed_is_there(
+    tmp_path: Path, version: str, totals: dict[str, int]
+) -> None:
+    right, wrong = (writer.write(tmp_path / name, version=version) for name in ("right", "wrong"))
+    change_info(wrong, **totals)
+    before, found = describe(recipe(right)), describe(recipe(wrong))
+    said = [line for line in found.findings if line not in before.findings]
+    assert [line.split()[0] for line in said] == sorted(totals)
+    assert (found.episodes, found.frames) == (before.episodes, before.frames) == (3, 16)
+    assert compute(recipe(wrong), found) == compute(recipe(right), before)
 
 
 @pytest.mark.parametrize(("version", "file"), [("v2.1", "tasks.jsonl"), ("v3.0", "tasks.parquet")])

@@ -23,25 +23,17 @@ from harness.data.images import check_image, decode
 from harness.data.video import packet_times
 from harness.errors import HarnessError
 from tests.support import lerobot_writer as writer
-from tests.support.dataset_breaks import V3_EPISODES, change_column, change_info, opened, recipe, refused
+from tests.support.dataset_breaks import (
+    V3_EPISODES,
+    change_column,
+    each_table,
+    opened,
+    recipe,
+    refused,
+)
 
 VERSIONS = ("v2.1", "v3.0")
 CELL = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-
-
-def _each_table(root: Path, column: str, make: Callable[[pa.Table], pa.Array]) -> None:
-    """Puts another column in place of `column`, of another type where it has one, in every table."""
-    for path in sorted((root / "data").rglob("*.parquet")):
-        table = pq.read_table(path)
-        at = table.schema.get_field_index(column)
-        pq.write_table(table.set_column(at, column, make(table)), path)
-
-
-def _feature(root: Path, name: str, **changes: object) -> None:
-    path = root / "meta/info.json"
-    info = json.loads(path.read_text())
-    info["features"][name] |= changes
-    path.write_text(json.dumps(info))
 
 
 def _encoded(kind: str, turn: int | None = None) -> bytes:
@@ -106,7 +98,7 @@ def test_a_cell_that_holds_no_picture_is_told(
     tmp_path: Path, cell: Callable[[int], object], got: str
 ) -> None:
     root = writer.write(tmp_path / "set")
-    _each_table(root, "cam", lambda table: pa.array([cell(i) for i in range(len(table))]))
+    each_table(root, "cam", lambda table: pa.array([cell(i) for i in range(len(table))]))
     refusal = refused(root)
     assert (refusal.code, refusal.got) == ("dataset-feature-invalid", got)
     assert "PNG" in refusal.fix
@@ -115,7 +107,7 @@ def test_a_cell_that_holds_no_picture_is_told(
 @pytest.mark.parametrize("path", ["/home/x/pics/0.png", "../pics/0.png", "C:\\pics\\0.png"])
 def test_the_fix_for_a_path_outside_says_where_pictures_belong(tmp_path: Path, path: str) -> None:
     root = writer.write(tmp_path / "set")
-    _each_table(root, "cam", lambda table: pa.array([{"bytes": None, "path": path}] * len(table), type=CELL))
+    each_table(root, "cam", lambda table: pa.array([{"bytes": None, "path": path}] * len(table), type=CELL))
     refusal = refused(root)
     assert refusal.code == "dataset-path-unsafe"
     assert "images/cam/episode_000000/frame_000000.png" in refusal.fix
@@ -136,7 +128,7 @@ def test_a_picture_that_another_machine_named_is_found_by_its_part_in_the_datase
             path.write_bytes(_encoded("JPEG"))
         return pa.array([{"bytes": None, "path": start + name.format(i)} for i in numbers], type=CELL)
 
-    _each_table(root, "cam", cells)
+    each_table(root, "cam", cells)
     assert opened(root).image(9, "cam").shape == (48, 64, 3)
 
 
@@ -155,13 +147,13 @@ def test_a_table_with_a_clock_of_its_own_is_told_not_its_video(
     tmp_path: Path, version: str, clock: Callable[[np.ndarray], np.ndarray]
 ) -> None:
     root = writer.write(tmp_path / "set", version=version, images="video")
-    _each_table(
+    each_table(
         root, "timestamp", lambda table: pa.array(clock(np.array(table.column("timestamp"), np.float64)))
     )
     refusal = refused(root)
     assert refusal.code == "timestamps-wrong"
     assert "frame_index / 10 into the column timestamp" in refusal.fix
-    _each_table(root, "timestamp", lambda table: pa.array(np.array(table.column("frame_index")) / 10))
+    each_table(root, "timestamp", lambda table: pa.array(np.array(table.column("frame_index")) / 10))
     assert describe(recipe(root)).findings == []
 
 
@@ -264,45 +256,6 @@ def test_a_task_with_two_texts_is_refused(tmp_path: Path, version: str) -> None:
             assert describe(recipe(root)).tasks == ["open", "x"]
 
 
-INFO = {
-    "a width without d": {"data_path": "data/chunk-{episode_chunk:03}/episode_{episode_index:06}.parquet"},
-    "no size of chunks": {"chunks_size": None},
-    "no total": {"total_frames": None, "total_episodes": None},
-}
-
-
-@pytest.mark.parametrize("name", INFO)
-def test_metadata_that_say_the_same_otherwise_are_read(tmp_path: Path, name: str) -> None:
-    root = writer.write(tmp_path / "set")
-    change_info(root, **INFO[name])
-    assert describe(recipe(root)).frames == 16
-
-
-def test_a_double_is_a_float(tmp_path: Path) -> None:
-    root = writer.write(tmp_path / "set")
-    _feature(root, "action", dtype="double")
-    assert describe(recipe(root)).features["action"].dtype == "float64"
-
-
-@pytest.mark.parametrize("changes", [{"dtype": "half"}, {"shape": [1, 2]}, {"shape": []}])
-def test_the_only_actions_are_not_to_be_mapped_to_others(tmp_path: Path, changes: dict) -> None:
-    root = writer.write(tmp_path / "set")
-    _feature(root, "action", **changes)
-    refusal = refused(root)
-    assert refusal.code == "dataset-feature-invalid"
-    assert "a vector: [width]" in str(refusal.need)
-    assert "give its name, dtype and shape in meta/info.json" in refusal.fix
-
-
-def test_actions_that_are_not_declared_are_to_be_declared(tmp_path: Path) -> None:
-    root = writer.write(tmp_path / "set")
-    features = json.loads((root / "meta/info.json").read_text())["features"]
-    change_info(root, features={name: feature for name, feature in features.items() if name != "action"})
-    refusal = refused(root)
-    assert refusal.code == "dataset-feature-missing"
-    assert "give its name, dtype and shape in meta/info.json" in refusal.fix
-
-
 def test_a_column_that_stands_there_twice_is_told_as_that(tmp_path: Path) -> None:
     root = writer.write(tmp_path / "set")
     path = next((root / "data").rglob("*000.parquet"))
@@ -310,27 +263,6 @@ def test_a_column_that_stands_there_twice_is_told_as_that(tmp_path: Path) -> Non
     pq.write_table(table.append_column("action", table.column("action")), path)
     refusal = refused(root)
     assert (refusal.code, "more than once" in refusal.what) == ("dataset-feature-invalid", True)
-
-
-@pytest.mark.parametrize("kind", [pa.list_view(pa.float32()), pa.large_list_view(pa.float32())])
-def test_every_layout_of_a_list_is_a_vector(tmp_path: Path, kind: pa.DataType) -> None:
-    root = writer.write(tmp_path / "set")
-    before = opened(root).columns.actions
-    _each_table(root, "action", lambda table: pa.array(table.column("action").to_pylist(), kind))
-    assert np.array_equal(opened(root).columns.actions, before)
-
-
-@pytest.mark.parametrize(("version", "refuses"), [("v2.0", False), ("v2.1", False), ("v3.0", True)])
-def test_rows_that_each_episode_numbers_from_0_are_read_as_lerobot_does(
-    tmp_path: Path, version: str, refuses: bool
-) -> None:
-    """Its reader of version 2 looks up no frame by `index`, that of version 3 does."""
-    root = writer.write(tmp_path / "set", version=version)
-    _each_table(root, "index", lambda table: table.column("frame_index").combine_chunks())
-    if refuses:
-        assert refused(root).code == "dataset-index-invalid"
-    else:
-        assert describe(recipe(root)).findings == []
 
 
 def test_what_macos_leaves_beside_a_list_of_episodes_is_no_list(tmp_path: Path) -> None:

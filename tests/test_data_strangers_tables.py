@@ -112,7 +112,7 @@ def test_numbers_that_a_small_file_claims_are_not_unpacked(tmp_path: Path) -> No
     "values",
     [
         pa.array([["a"], ["b"]]),
-        pa.array([[[1.0]], [[2.0]]]),
+        pa.array([[["a"]], [["b"]]]),
         pa.array([{"a": 1}, {"a": 2}]),
         pa.array([b"x", b"y"]),
         pa.array([["x" * 10], ["y"]], pa.list_(pa.string())),

@@ -33,6 +33,8 @@ _DAMAGE = (
 BOOKKEEPING = ["timestamp", "frame_index", "episode_index", "index", "task_index"]
 # Rows per read of a large file: some MiB.
 _BATCH_ROWS = 1 << 16
+# Lists in lists, as the axes of a feature.
+MOST_AXES = 8
 # Rows converted to dicts at a time.
 _BATCH_DICTS = 1 << 12
 
@@ -148,11 +150,17 @@ def read_group(file: Any, raw: BinaryIO, group: int, name: str) -> Any:
 
 
 def read_columns(
-    root: Path, path: Path, names: list[str], pieces: list[int], passed: Container[int] = ()
+    root: Path,
+    path: Path,
+    names: list[str],
+    pieces: list[int],
+    passed: Container[int] = (),
+    spare: Container[str] = (),
 ) -> Iterator[dict[str, np.ndarray]]:
     """The named numeric columns, in pieces of `pieces` rows: [N] for one number per row, [N, D] for vectors.
 
-    The pieces whose position in the list is in `passed` are not looked at, and come empty.
+    The pieces whose position in the list is in `passed` are not looked at, and come empty. A column
+    in `spare` that the file does not have is left out.
 
     Raises: HarnessError as `open_parquet`; "dataset-rows-mismatch" if the pieces do not add up to the whole
     file, "dataset-feature-missing" or "dataset-feature-invalid".
@@ -160,6 +168,7 @@ def read_columns(
     with open_parquet(root, path) as (file, raw):
         with refusing(path):
             schema = file.schema_arrow
+        names = [name for name in names if name not in spare or name in schema.names]
         for name in names:
             if schema.names.count(name) > 1:
                 raise _invalid(path, name, "it stands there more than once", anew=True)
@@ -241,35 +250,30 @@ def _tables(
         raise corrupt(path, error) from error
 
 
-def _numeric(path: Path, name: str, array: Any, first: int) -> np.ndarray:
-    """The values of `array`, whose first value belongs to row `first` of the file."""
+def _numeric(path: Path, name: str, array: Any, first: int, each: int = 1) -> np.ndarray:
+    """The values of `array`, [N] or [N, D], whose first value belongs to row `first` of the file.
+
+    Every row has `each` of its values. Lists in lists give the values of a row one after the other.
+    """
     if isinstance(array, pa.ChunkedArray):
         array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], type=array.type)
+    if isinstance(array, pa.ExtensionArray):
+        array = array.storage
     rows = len(array)
     if array.null_count:
-        raise _invalid(
-            path,
-            name,
-            f"row {first + int(np.argmax(array.is_null().to_numpy(zero_copy_only=False)))} is null",
-            row=True,
-        )
-    if _is_list(array.type):
-        lengths = np.asarray(array.value_lengths()) if rows else np.zeros(0, np.int64)
-        if rows and (lengths != lengths[0]).any():
-            raise _invalid(
-                path,
-                name,
-                f"row {first + int(np.argmax(lengths != lengths[0]))} has another number of values than row"
-                f" {first}",
-                row=True,
-            )
-        flat = array.flatten()
-        width = int(lengths[0]) if rows else 0
-        if flat.null_count:
-            at = int(np.argmax(flat.is_null().to_numpy(zero_copy_only=False)))
-            raise _invalid(path, name, f"row {first + at // max(width, 1)} holds a null", row=True)
-        return _plain(path, name, flat).reshape(rows, width)
-    return _plain(path, name, array)
+        at = first + int(np.argmax(array.is_null().to_numpy(zero_copy_only=False))) // each
+        raise _invalid(path, name, f"row {at} {'is' if each == 1 else 'holds a'} null", row=True)
+    if not _is_list(array.type):
+        return _plain(path, name, array)
+    lengths = np.asarray(array.value_lengths()) if rows else np.zeros(0, np.int64)
+    if rows and (lengths != lengths[0]).any():
+        at = first + int(np.argmax(lengths != lengths[0])) // each
+        what = f"row {at} has another number of values than row {first}"
+        raise _invalid(path, name, what, row=True)
+    width = int(lengths[0]) if rows else 0
+    # Of nothing there are no rows to tell.
+    flat = _numeric(path, name, array.flatten(), first, max(each * width, 1))
+    return flat.reshape(rows, -1) if flat.size else np.zeros((rows, 0), np.float32)
 
 
 def _check_numbers(path: Path, field: Any) -> None:
@@ -278,8 +282,9 @@ def _check_numbers(path: Path, field: Any) -> None:
     The type is checked before the column is read, because another type may unpack to any size.
     """
     kind = field.type
-    if _is_list(kind):
-        kind = kind.value_type
+    for _ in range(MOST_AXES):
+        kind = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
+        kind = kind.value_type if _is_list(kind) else kind
     if not (is_number(kind) or pa.types.is_decimal(kind)):
         raise _invalid(path, field.name, f"holds {str(field.type)[:100]}, not numbers")
 

@@ -183,7 +183,7 @@ def _other_sizes(dataset: LeRobotDataset, name: str, sizes: Counter[Size]) -> li
     # Some writers put the channels first in the metadata; the images have no such order.
     declared = {tuple(shape[:2]), tuple(shape[1:])}
     others = {size: count for size, count in sizes.items() if size not in declared}
-    if not others:
+    if not others or not shape:
         return []
     (height, width), most = max(others.items(), key=lambda item: item[1])
     return [

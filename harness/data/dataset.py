@@ -89,6 +89,7 @@ def _describe(recipe: Recipe, prompts_needed: bool) -> Dataset:
             *rows.findings,
             *odd_images,
             *camera_findings(dataset, recipe),
+            *dataset.odd,
             *_empty_finding(dataset),
             *_state_finding(recipe, dataset),
             *_horizon_finding(recipe, dataset),

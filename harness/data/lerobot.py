@@ -23,7 +23,7 @@ from harness.data.episodes import ALL, Selection, naming
 from harness.data.images import decode
 from harness.data.mapping import IMAGES, Wanted, check_features
 from harness.data.metadata import Episode, read_metadata
-from harness.data.paths import inside
+from harness.data.paths import INFO, fill, inside
 from harness.data.rows import Block, read_blocks
 from harness.data.video import VideoReader
 from harness.errors import HarnessError
@@ -70,6 +70,11 @@ class LeRobotDataset:
     def empty(self) -> list[Episode]:
         """The episodes that are not read because they have no frames."""
         return self._metadata.empty
+
+    @property
+    def odd(self) -> list[str]:
+        """Findings on the metadata."""
+        return self._metadata.odd
 
     @property
     def frames(self) -> int:
@@ -171,8 +176,12 @@ class LeRobotDataset:
             # Its file has the frame's own number, which differs where frames were taken out before it.
             own = self._encoded.get(self.path, path, "frame_index", episode.row + row)
             row = int(np.ravel(row if own is None else own)[0])
-        dash = "-" if self.version == "v3.0" else "_"
-        standard = f"images/{feature}/episode{dash}{episode.index:06d}/frame{dash}{row:06d}.png"
+        at: dict[str, int | str] = {
+            "episode_index": episode.index,
+            "frame_index": row,
+            "image_key": feature,
+        }
+        standard = fill(self._metadata.image, at, where=str(self.path / INFO))
         return encoded_bytes(self.path, value, standard, where), where
 
     def in_table(self, episode: Episode, feature: str) -> bool:

@@ -74,6 +74,11 @@ def version_by_files(root: Path) -> str | None:
     return "v3.0" if new else "v2.1"
 
 
+def has_episodes(root: Path) -> bool:
+    """True if a file lists episodes, of whichever version."""
+    return _episode_files(root) != [] or there(root / "meta/episodes.jsonl")
+
+
 # --- versions 2.0 and 2.1: JSON lines, one parquet (and one video) an episode ---
 
 
@@ -160,14 +165,11 @@ def read_v3(root: Path, info: dict[str, Any], features: dict[str, Feature]) -> L
     prefixes = ["data", *(f"videos/{key}" for key in videos)]
     wanted = {f"{prefix}/{name}" for prefix in prefixes for name in _OF_VIDEO}
     wanted |= {"episode_index", "length", "dataset_from_index"}
-    declared = info.get("total_episodes")
-    left = min(declared, MOST_EPISODES) if isinstance(declared, int) and declared >= 0 else MOST_EPISODES
     rows = []
     for row, at in _episode_rows(root, wanted):
         rows.append(_row_v3(row, data, dict.fromkeys(videos, video), at, str(where)))
-        # One more row than declared shows that the totals differ. More rows would show nothing else.
-        if len(rows) > left:
-            break
+        if len(rows) > MOST_EPISODES:
+            raise invalid(root / EPISODES, "it lists more episodes than any dataset", need=MOST_EPISODES)
     return _tasks_v3(root), rows
 
 

@@ -21,6 +21,11 @@ _NEED = {IMAGES: " or ".join(IMAGES), NUMBERS: " or ".join(NUMBERS) + ", a vecto
 # Least likeness of names at which a feature is proposed as the state. Below it the proposal is null: a
 # missing state is not replaced by another feature, such as the actions.
 _OF_THE_SAME = 0.6
+# What names of cameras have that move with a hand, and of those that see the whole scene.
+_ON_WRIST = re.compile(r"wrist|gripper|palm|in_?hand|hand_?eye|(?<![a-z])hand(?![a-z])")
+_OF_SCENE = re.compile(r"front|top|high|head|ego|exter|agentview|main|third|static|scene|base")
+# What a camera loses that stands elsewhere: more than names that are alike can have.
+_ELSEWHERE = 6.0
 
 
 class Wanted(NamedTuple):
@@ -115,11 +120,14 @@ def _mapped(features: dict[str, Feature], wanted: list[Wanted], wrong: list[Want
     """
     taken = {each.name for each in wanted if each not in wrong}
     names = {each: each.name for each in wanted}
-    # The key with the most similar feature chooses first.
-    for each in sorted(wrong, key=lambda one: -max(_likenesses(features, one, taken).values(), default=0.0)):
-        alike = _likenesses(features, each, taken)
+    # The key with the most similar feature chooses first, and the state after the actions.
+    first = {each: max(_likenesses(features, each, taken).values(), default=0.0) for each in wrong}
+    for each in sorted(wrong, key=lambda one: (one.key.endswith(".state"), -first[one])):
+        actions = next((names[one] for one in wanted if one.key.endswith(".actions")), "")
+        alike = _likenesses(features, each, taken, actions if each.key.endswith(".state") else "")
         chosen = max(alike, key=alike.__getitem__, default=None)
-        if chosen is None or (each.may_be_null and each.kinds == NUMBERS and alike[chosen] < _OF_THE_SAME):
+        own = _likenesses(features, each, taken).get(chosen or "", 0.0)
+        if chosen is None or (each.may_be_null and each.kinds == NUMBERS and own < _OF_THE_SAME):
             if not each.may_be_null:
                 return None
             chosen = "null"
@@ -134,13 +142,35 @@ def _mapped(features: dict[str, Feature], wanted: list[Wanted], wrong: list[Want
     return " ".join(found.values())
 
 
-def _likenesses(features: dict[str, Feature], each: Wanted, taken: set[str]) -> dict[str, float]:
-    """Similarity of names for each suitable free feature: shared words, plus the share of equal letters."""
+def _likenesses(
+    features: dict[str, Feature], each: Wanted, taken: set[str], actions: str = ""
+) -> dict[str, float]:
+    """Similarity of names for each suitable free feature: shared words, plus the share of equal letters.
+
+    A camera is also held against where it stands on the robot, and a state against the name of its `actions`.
+    """
     left = [name for name in features if _fits(features, name, each.kinds) and name not in taken]
+    if each.kinds == IMAGES:
+        left = [name for name in left if "depth" not in name.lower()]
     return {
-        name: len(_words(each.name) & _words(name)) + difflib.SequenceMatcher(None, each.name, name).ratio()
+        name: len(_words(each.name) & _words(name))
+        + difflib.SequenceMatcher(None, each.name, name).ratio()
+        + _standing(each.key.rpartition(".")[2], name.lower())
+        + 0.5 * len(_words(actions) & _words(name))
         for name in left
     }
+
+
+def _standing(camera: str, name: str) -> float:
+    """What is added for `camera`, one of the model's, by where a feature's `name` says that it stands."""
+    if not camera.endswith("_rgb"):
+        return 0.0
+    wrist = bool(_ON_WRIST.search(name))
+    if camera.startswith("base"):
+        return (0.5 if _OF_SCENE.search(name) else 0.0) - _ELSEWHERE * wrist
+    side, other = ("left", "right") if camera.startswith("left") else ("right", "left")
+    words = _words(name)
+    return (side in words) - (other in words) - _ELSEWHERE * (not wrist)
 
 
 def _words(name: str) -> set[str]:

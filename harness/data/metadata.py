@@ -11,19 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from harness.artifacts import Feature
+from harness.data.columns import MOST_AXES
 from harness.data.episodes import ALL, Selection, chosen
-from harness.data.fields import invalid, number, parsed, text
+from harness.data.fields import NAME_LETTERS, invalid, number, parsed, text
 from harness.data.listings import (
     Row,
     VideoSpan,
     check_version,
+    has_episodes,
     read_v2,
     read_v3,
     version_by_files,
     version_wrong,
 )
 from harness.data.mending import correct
-from harness.data.paths import INFO, check_is_dataset, inside, read_file
+from harness.data.paths import INFO, check_is_dataset, fill, inside, read_file
 from harness.errors import HarnessError
 from harness.units import MIB
 
@@ -31,8 +33,11 @@ VERSIONS = ("v2.0", "v2.1", "v3.0")
 _LATER = re.compile(r"v0*(?:[4-9]|[1-9][0-9])")
 _MOST_SHOWN = 40
 _INFO_BYTES = 16 * MIB
-_MOST_FEATURES, _MOST_AXES, _MOST_SIZE = 10_000, 8, 2**31
+_MOST_FEATURES, _MOST_SIZE = 10_000, 2**31
 _MOST_NAMES = 4096
+# Where LeRobot's writers put pictures that lie in files of their own.
+_V2_IMAGE = "images/{image_key}/episode_{episode_index:06d}/frame_{frame_index:06d}.png"
+_V3_IMAGE = "images/{image_key}/episode-{episode_index:06d}/frame-{frame_index:06d}.png"
 # Source: huggingface/datasets src/datasets/features/features.py `Value`.
 _SAME_DTYPE = {"double": "float64"}
 
@@ -60,7 +65,8 @@ class Metadata:
 
     `names` has those of a vector's dimensions, where there is one for each.
     `episodes` are those that are read, `listed` all that the metadata list, `empty` those that would be read
-    if they had frames. All are in the order of their numbers.
+    if they had frames. All are in the order of their numbers. `odd` are findings on the metadata.
+    `image` is the template of the path of a picture that has a file of its own.
     """
 
     root: Path
@@ -74,6 +80,8 @@ class Metadata:
     listed: list[Episode] = field(default_factory=list)
     selection: Selection = ALL
     empty: list[Episode] = field(default_factory=list)
+    odd: list[str] = field(default_factory=list)
+    image: str = _V2_IMAGE
 
     @property
     def frames(self) -> int:
@@ -99,7 +107,10 @@ def read_metadata(root: Path, selection: Selection = ALL) -> Metadata:
     features = _features(info, info_path)
     check_version(info_path, version, by_files)
     read = read_v3 if version == "v3.0" else read_v2
-    tasks, rows = read(root, info, features)
+    image = _image_template(info, _V3_IMAGE if version == "v3.0" else _V2_IMAGE)
+    # A recorder that was stopped before its first episode has written info.json alone.
+    empty_yet = info.get("total_episodes") == 0 and not has_episodes(root)
+    tasks, rows = ({}, []) if empty_yet else read(root, info, features)
     if not rows:
         raise HarnessError(
             "dataset-empty",
@@ -118,8 +129,25 @@ def read_metadata(root: Path, selection: Selection = ALL) -> Metadata:
     if len(empty) < len(kept):
         kept -= {episode.index for episode in empty}
     episodes = _numbered(root, listed, kept, selection, trusting=version == "v3.0")
-    _check_totals(info, info_path, listed)
-    return Metadata(root, version, fps, features, tasks, episodes, depth, of_each, listed, selection, empty)
+    odd = _totals(info, info_path, listed)
+    return Metadata(
+        root, version, fps, features, tasks, episodes, depth, of_each, listed, selection, empty, odd, image
+    )
+
+
+def _image_template(info: dict[str, Any], usual: str) -> str:
+    """The template at `image_path` of info.json, if it is one that can be filled; else the `usual` one.
+
+    LeRobot does not read that key. Other recorders write it, with JPEG in place of PNG.
+    """
+    said = info.get("image_path")
+    if not isinstance(said, str) or len(said) > NAME_LETTERS:
+        return usual
+    try:
+        fill(said, {"image_key": "", "episode_index": 0, "frame_index": 0}, where=INFO)
+    except HarnessError:
+        return usual
+    return said
 
 
 def _is_depth(feature: dict[str, Any]) -> bool:
@@ -231,12 +259,26 @@ def _mismatch(where: Path, what: str, *, got: object, need: object) -> HarnessEr
     )
 
 
-def _check_totals(info: dict[str, Any], path: Path, listed: list[Episode]) -> None:
-    frames = sum(episode.length for episode in listed)
-    for key, value in (("total_episodes", len(listed)), ("total_frames", frames)):
-        # A null claims nothing.
-        if info.get(key) is not None and info[key] != value:
-            raise _mismatch(path, f"{key} differs from the list of episodes", got=repr(info[key]), need=value)
+def _totals(info: dict[str, Any], path: Path, listed: list[Episode]) -> list[str]:
+    """Findings on totals that are not those of the list of episodes.
+
+    Nothing is read by them. Every table is held against its episodes' lengths, so the list counts. Of more
+    episodes than are listed some may be lost.
+
+    Raises: HarnessError "dataset-rows-mismatch".
+    """
+    here = {"total_episodes": len(listed), "total_frames": sum(episode.length for episode in listed)}
+    # A null claims nothing.
+    other = {key: info[key] for key, n in here.items() if info.get(key) is not None and info[key] != n}
+    for key, said in other.items():
+        if type(said) is not int or said < 0 or (key == "total_episodes" and said > here[key]):
+            raise _mismatch(
+                path, f"{key} differs from the list of episodes", got=repr(said)[:100], need=here[key]
+            )
+    return [
+        f"{key} in {INFO} is {said:,}, and the list of episodes has {here[key]:,}: that is what is read"
+        for key, said in other.items()
+    ]
 
 
 def _version(info: dict[str, Any], path: Path, by_files: str | None) -> str:
@@ -272,15 +314,24 @@ def _features(info: dict[str, Any], path: Path) -> dict[str, Feature]:
         )
     features = {}
     for name, value in declared.items():
-        shape = value.get("shape") if isinstance(value, dict) else None
+        # A feature that is declared without a shape cannot be mapped, and may lie beside those that are.
+        shape = (value.get("shape") or []) if isinstance(value, dict) else None
         if (
             not isinstance(shape, list)
-            or len(shape) > _MOST_AXES
+            or len(shape) > MOST_AXES
             or not all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < _MOST_SIZE for n in shape)
             or not isinstance(value.get("dtype"), str)
         ):
             raise invalid(path, f"feature {name[:200]!r} has no dtype and shape", got=value)
         text({"name": name}, "name", path)
         dtype = text(value, "dtype", path)
-        features[name] = Feature(dtype=_SAME_DTYPE.get(dtype, dtype), shape=shape)
+        features[name] = Feature(dtype=_SAME_DTYPE.get(dtype, dtype), shape=_vector(dtype, shape))
     return features
+
+
+def _vector(dtype: str, shape: list[int]) -> list[int]:
+    """The shape of numbers without the axes of length 1 of a vector in a vector, as [1, 7]; else `shape`."""
+    long = [n for n in shape if n != 1]
+    if dtype in ("image", "video") or len(shape) < 2 or len(long) > 1:
+        return shape
+    return long or [1]

@@ -39,6 +39,7 @@ def check_rows(dataset: LeRobotDataset, recipe: Recipe) -> Rows:
     """
     frames: Counter[int] = Counter()
     without = skips = 0
+    lacking: set[str] = set()
     pace = _Pace(dataset.fps)
     blank = [index for index, task in dataset.tasks.items() if not instruction(recipe.data, task).strip()]
     low, high = np.array(np.inf), np.array(-np.inf)
@@ -49,6 +50,7 @@ def check_rows(dataset: LeRobotDataset, recipe: Recipe) -> Rows:
         frames.update(dict(zip(tasks.tolist(), counts.tolist(), strict=True)))
         without += _episodes_with(block, blank)
         skips += block.skips
+        lacking.update(block.lacking)
         pace.look(block)
         low, high = np.minimum(low, block.actions.min(axis=0)), np.maximum(high, block.actions.max(axis=0))
     empty = sum(frames[index] for index in blank)
@@ -61,6 +63,7 @@ def check_rows(dataset: LeRobotDataset, recipe: Recipe) -> Rows:
         [
             *pace.findings(),
             *_skipped(skips),
+            *_lacking(lacking),
             *(said if empty else []),
             *_still(recipe.data.actions, low, high, dataset.frames),
             *target_findings(recipe, targets, dataset.names.get(recipe.data.actions), len(low)),
@@ -76,6 +79,16 @@ def _skipped(count: int) -> list[str]:
     return [
         f"frame_index passes over numbers {where}: frames were taken out there; an action chunk goes on with"
         " the next row, as in LeRobot"
+    ]
+
+
+def _lacking(columns: set[str]) -> list[str]:
+    """A finding on columns that tables lack, and that are taken from the order of the rows."""
+    if not columns:
+        return []
+    return [
+        f"tables have no column {' and '.join(sorted(columns))}: their rows count in the order in which they"
+        " stand, as LeRobot reads them, and a row that is lost or misplaced is not seen by it"
     ]
 
 

@@ -27,7 +27,8 @@ class Block:
     """Consecutive complete episodes from the columns of one file, checked.
 
     Shapes: state [N, S] (S is 0 without a state) and actions [N, A] float32; timestamp [N] float64;
-    task_index [N] int64. `skips` is how often frame_index passes over numbers.
+    task_index [N] int64. `skips` is how often frame_index passes over numbers. `lacking` are the columns that
+    the file does not have, and that follow from the rows' order.
     """
 
     episodes: list[Episode]
@@ -36,6 +37,7 @@ class Block:
     timestamp: np.ndarray
     task_index: np.ndarray
     skips: int = 0
+    lacking: tuple[str, ...] = ()
 
 
 def read_blocks(
@@ -65,7 +67,7 @@ def read_blocks(
     columns = [*dict.fromkeys([*names[0], names[1]]), *BOOKKEEPING]
     here = [episode.index for episode in episodes if episode.index in read]
     with naming(metadata.selection, here, len(metadata.episodes)):
-        found = read_columns(metadata.root, path, columns, pieces, passed)
+        found = read_columns(metadata.root, path, columns, pieces, passed, _spare(metadata))
         yield from _blocks(metadata, names, path, parts, found)
 
 
@@ -82,6 +84,7 @@ def _blocks(
         for part, numbers in zip(parts, columns, strict=True):
             if not numbers:
                 continue
+            lacking = _put_in(part, numbers, _spare(metadata))
             # Some writers store one number per row as a vector of length 1.
             numbers |= {name: numbers[name].reshape(-1) for name in BOOKKEEPING}
             _check_bookkeeping(path, part, numbers, metadata)
@@ -96,11 +99,34 @@ def _blocks(
                 numbers["timestamp"].astype(np.float64),
                 numbers["task_index"].astype(np.int64),
                 _skips(part, numbers["frame_index"]),
+                lacking,
             )
     except HarnessError as refusal:
         if refusal.code in ("dataset-rows-mismatch", "dataset-index-invalid"):
             check_files(metadata)
         raise
+
+
+def _spare(metadata: Metadata) -> tuple[str, ...]:
+    """The columns without which LeRobot's readers read a dataset of this version: the rows' order gives them.
+
+    pandas leaves out a column that it was given as its index, if that counts from 0.
+    """
+    return ("frame_index",) if metadata.version == "v3.0" else ("frame_index", "index")
+
+
+def _put_in(
+    episodes: list[Episode], numbers: dict[str, np.ndarray], spare: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Puts the columns that the file lacks into `numbers`, and gives their names."""
+    lacking = tuple(name for name in spare if name not in numbers)
+    frames = [np.arange(episode.length) for episode in episodes]
+    firsts = np.repeat(
+        [episode.number or 0 for episode in episodes], [episode.length for episode in episodes]
+    )
+    whole = {"frame_index": np.concatenate(frames), "index": np.concatenate(frames) + firsts}
+    numbers |= {name: whole[name] for name in lacking}
+    return lacking
 
 
 def _check_bookkeeping(
