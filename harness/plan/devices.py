@@ -62,7 +62,8 @@ def figures(device: Device, total: int) -> tuple[Card, bool]:
     """
     if not device.mig:
         try:
-            return cards.card(cards.find(device.name))._replace(cuda_bytes=total), True
+            key = cards.sized(device.name, device.gpu.total_bytes or total)
+            return cards.card(key)._replace(cuda_bytes=total), True
         except HarnessError as error:
             # What a name suggests of a card's age or maker is nothing against what NVML tells.
             if error.code != "gpu-unknown" and not computes_bfloat16(device.gpu.compute_capability):

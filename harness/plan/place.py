@@ -165,7 +165,7 @@ def _card_named(name: str, vram_bytes: int | None) -> tuple[str, Card, list[str]
     Raises: HarnessError "gpu-unknown", "gpu-too-old".
     """
     try:
-        key = cards.find(name)
+        key = cards.find(name) if vram_bytes is None else cards.sized(name, vram_bytes)
     except HarnessError as error:
         card = (
             cards.of_series(name, vram_bytes)
