@@ -187,32 +187,6 @@ def test_what_is_no_kind_of_device_is_refused(device: str) -> None:
     assert caught.value.code == "device-unknown"
 
 
-@settings(deadline=None, max_examples=40)
-@given(
-    cards=st.lists(
-        st.tuples(st.sampled_from([10, 12]), st.sampled_from([0.0, 0.6]), st.floats(0.5, 1)),
-        min_size=1,
-        max_size=4,
-    )
-)
-def test_no_card_gives_more_than_it_has_free(cards: list[tuple[int, float, float]]) -> None:
-    # Boards of one name come with two memories, and ECC takes a part of some.
-    name = "NVIDIA GeForce RTX 3080"
-    there = {
-        f"GPU-{index}": gpu(
-            index, name, total=total, free=(total - kept) * free, reserved_bytes=int(kept * GIB)
-        )
-        for index, (total, kept, free) in enumerate(cards)
-    }
-    plan = planned(LORA, with_gpus(*there.values()))
-    assert plan.memory_fraction is not None
-    assert plan.usable_bytes is not None
-    for each in (there[uuid] for uuid in plan.device_uuids):
-        pool = plan.memory_fraction * (each.total_bytes - each.reserved_bytes)
-        assert pool + plan.context_bytes <= each.free_bytes
-        assert pool + each.total_bytes / 1000 >= plan.usable_bytes + plan.margin_bytes
-
-
 def test_cards_that_are_alike_work_together() -> None:
     plan = planned(FULL, with_gpus(*(gpu(index) for index in range(4))))
     assert plan.chosen is not None
