@@ -1,4 +1,4 @@
-"""Tests busy cards: who holds them, and waiting until an idle card would do no better."""
+"""Tests busy cards: who holds them, what they have free, waiting until an idle card would do no better."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import typer
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from harness.artifacts import Gpu, GpuProcess, Machine, Plan
 from harness.flow import wait
@@ -16,6 +18,7 @@ from harness.plan.candidates import changed
 from harness.plan.choose import choose
 from harness.recipe.load import load_recipe
 from harness.run.directory import RECIPE, RunDir
+from harness.units import GIB
 from tests.support.planned import LORA, Formula, gpu, planned, with_gpus
 from tests.support.tiny import tiny
 
@@ -96,3 +99,29 @@ def test_an_exact_plan_leaves_the_recipe_alone(tmp_path: Any) -> None:
     before = (tmp_path / RECIPE).read_bytes()
     assert chain.carry_out(planned(tiny(), gpu="rtx_3060")) == []
     assert (tmp_path / RECIPE).read_bytes() == before
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    cards=st.lists(
+        st.tuples(st.sampled_from([10, 12]), st.sampled_from([0.0, 0.6]), st.floats(0.5, 1)),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_no_card_gives_more_than_it_has_free(cards: list[tuple[int, float, float]]) -> None:
+    # Boards of one name come with two memories, and ECC takes a part of some.
+    name = "NVIDIA GeForce RTX 3080"
+    there = {
+        f"GPU-{index}": gpu(
+            index, name, total=total, free=(total - kept) * free, reserved_bytes=int(kept * GIB)
+        )
+        for index, (total, kept, free) in enumerate(cards)
+    }
+    plan = planned(LORA, with_gpus(*there.values()))
+    assert plan.memory_fraction is not None
+    assert plan.usable_bytes is not None
+    for each in (there[uuid] for uuid in plan.device_uuids):
+        pool = plan.memory_fraction * (each.total_bytes - each.reserved_bytes)
+        assert pool + plan.context_bytes <= each.free_bytes
+        assert pool + each.total_bytes / 1000 >= plan.usable_bytes + plan.margin_bytes

@@ -69,6 +69,7 @@ def from_the_atlas(name: str, recipe: str, **asked: int) -> Plan:
         ("NVIDIA GH200 120GB", "gh200"), ("NVIDIA GH200 96GB HBM3", "gh200"),
         ("Jetson Thor T5000", "jetson_thor"), ("NVIDIA B200 180GB HBM3e", "b200"), ("B200 192GB", "b200"),
         ("B300 288GB", "b300"), ("NVIDIA GB200 NVL72", "gb200"), ("RTX 5060 8GB", "rtx_5060"),
+        ("RTX 6000 Blackwell", "rtx_pro_6000"), ("Quadro RTX A6000", "rtx_a6000"),
         ("RTX PRO 5000", "rtx_pro_5000"), ("H200 NVL 141GB", "h200_nvl"), ("NVIDIA GB300 NVL", "gb300"),
     ],
 )  # fmt: skip
@@ -131,6 +132,7 @@ def test_a_plan_before_renting_is_answered_from_the_atlas(name: str, recipe: str
         ("Quadro RTX 5000", "7.5"), ("TITAN RTX", "7.5"), ("TITAN V", "7.0"), ("GTX 1080 Ti", "6.1"),
         ("GTX 1660 Super", "7.5"), ("K80", "3.7"),
         ("M60", "5.2"), ("Tesla M40", "5.2"), ("Tesla M4", "5.2"), ("V100 32GB", "7.0"), ("P40 24GB", "6.1"),
+        ("GeForce GTX TITAN X", "5.2"),
         ("RTX 6000 24GB", "7.5"), ("GRID T4-16Q", "7.5"), ("Jetson AGX Xavier", "7.2"),
     ],
 )  # fmt: skip
@@ -155,6 +157,9 @@ def test_a_card_without_bfloat16_is_refused_with_the_reason(written: str, capabi
         ("A30 48GB", "8.0"), ("A1000", "8.6"), ("NVIDIA H100 80GB HBM2e", "9.0"), ("H100 96GB", "9.0"),
         ("GRID A100-40C", "8.0"),
         ("NVIDIA GH200 144G HBM3e", "9.0"), ("H20-3e", "9.0"), ("H20 141GB", "9.0"),
+        ("L40-48C", "8.9"), ("NVIDIA L4-24Q", "8.9"), ("NVIDIA A16-2Q", "8.6"), ("NVIDIA A100D-1-10C", "8.0"),
+        ("NVIDIA GeForce RTX 2050", "8.6"), ("NVIDIA RTX 500 Ada Generation Laptop GPU", "8.9"),
+        ("NVIDIA RTX 2000E Ada Generation", "8.9"), ("NVIDIA Jetson T4000", "10.0"),
         ("GB300-WS", "10.0"), ("RTX PRO 5000 72GB", "12.0"),
     ],
 )  # fmt: skip
@@ -195,6 +200,12 @@ def test_a_board_of_a_series_that_shares_the_hosts_memory_is_planned_as_one() ->
         ("7900 XTX", "AMD"),
         ("A770", "Intel"),
         ("B580", "Intel"),
+        ("Arc Pro B60", "Intel"),
+        ("B60", "Intel"),
+        ("HL-225", "Intel"),
+        ("gfx942", "AMD"),
+        ("R9700", "AMD"),
+        ("Ryzen AI Max+ 395", "AMD"),
     ],
 )
 def test_a_card_of_another_maker_is_told_as_such(written: str, owner: str) -> None:
@@ -202,6 +213,24 @@ def test_a_card_of_another_maker_is_told_as_such(written: str, owner: str) -> No
         find(written)
     assert caught.value.code == "gpu-not-nvidia"
     assert owner in caught.value.what
+
+
+@pytest.mark.parametrize("name", sorted([*CARDS, *OTHERS]))
+def test_a_name_without_its_size_is_the_card_of_that_memory(name: str) -> None:
+    # NVML calls both sizes of an RTX 4060 Ti by one name, and so do people with --vram-gib.
+    figures = card(name)
+    for total in (figures.driver_mib * MIB, figures.memory_bytes):
+        for device in (figures.device, re.sub(r" \d+GB$", "", figures.device)):
+            assert cards.sized(device, total) == name
+
+
+def test_a_memory_that_no_card_of_the_name_has_changes_no_card() -> None:
+    assert cards.sized("NVIDIA GeForce RTX 4090", 48 * GIB) == "rtx_4090"
+    with pytest.raises(HarnessError, match="gpu-unknown"):
+        cards.sized("A100", 64 * GIB)
+    plan = from_the_atlas("4060 Ti", "pi05_libero_lora", vram_bytes=16 * GIB)
+    assert plan.chosen is not None
+    assert plan.chosen.seconds_per_step is not None
 
 
 @pytest.mark.parametrize(

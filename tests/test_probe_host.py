@@ -53,7 +53,7 @@ CGROUPS: dict[str, tuple[dict[str, str], Limits]] = {
             "proc/self/cgroup": "0::/",
             f"{V2}/memory.max": str(16 * GIB),
             f"{V2}/memory.current": str(10 * GIB),
-            f"{V2}/memory.stat": f"anon 5\ninactive_file {4 * GIB}\nactive_file 7",
+            f"{V2}/memory.stat": f"anon 5\ninactive_file {3 * GIB}\nactive_file {GIB}",
             f"{V2}/memory.swap.max": "0",
             f"{V2}/cpu.max": "250000 100000",
         },
@@ -111,7 +111,7 @@ CGROUPS: dict[str, tuple[dict[str, str], Limits]] = {
             "proc/self/cgroup": "5:memory:/docker/abc\n3:cpu,cpuacct:/docker/abc\n1:name=systemd:/docker/abc",
             f"{V2}/memory/memory.limit_in_bytes": str(12 * GIB),
             f"{V2}/memory/memory.usage_in_bytes": str(6 * GIB),
-            f"{V2}/memory/memory.stat": f"total_inactive_file {2 * GIB}",
+            f"{V2}/memory/memory.stat": f"total_inactive_file {GIB}\ntotal_active_file {GIB}",
             f"{V2}/memory/memory.memsw.limit_in_bytes": str(14 * GIB),
             f"{V2}/cpu,cpuacct/cpu.cfs_quota_us": "150000",
             f"{V2}/cpu,cpuacct/cpu.cfs_period_us": "100000",
@@ -145,6 +145,14 @@ def test_limits_of_the_cgroup_replace_those_of_the_host(tmp_path: Path) -> None:
     found = host.read([], root=lay_out(tmp_path, files), environ={})
     assert (found.ram_total_bytes, found.ram_available_bytes, found.swap_bytes) == (16 * GIB, 10 * GIB, 0)
     assert found.cores == min(2.5, len(os.sched_getaffinity(0)))
+
+
+@pytest.mark.parametrize("name", CGROUPS)
+def test_no_more_is_available_than_there_is(tmp_path: Path, name: str) -> None:
+    found = host.read([], root=lay_out(tmp_path, CGROUPS[name][0]), environ={})
+    assert found.ram_available_bytes is not None
+    assert found.ram_total_bytes is not None
+    assert found.ram_available_bytes <= found.ram_total_bytes
 
 
 def test_without_limits_the_host_counts(tmp_path: Path) -> None:

@@ -75,6 +75,25 @@ OPEN_MPI = {
             EIGHT_A_NODE | {"CUDA_VISIBLE_DEVICES": "5"},
             Member("gpu03:61517", 16, 13, None, "Slurm"),
         ),
+        (
+            EIGHT_A_NODE
+            | {"SLURM_STEP_TASKS_PER_NODE": "4(x4)", "SLURM_LOCALID": "1", "SLURM_GPUS_PER_TASK": "2"}
+            | {"CUDA_VISIBLE_DEVICES": "2,3"},
+            Member("gpu03:61517", 16, 13, None, "Slurm"),
+        ),
+        # Two tasks of four cards each: half of them is not another task's.
+        (
+            EIGHT_A_NODE
+            | {"SLURM_STEP_TASKS_PER_NODE": "2(x8)", "SLURM_LOCALID": "1", "SLURM_GPUS_PER_TASK": "a100:4"}
+            | {"CUDA_VISIBLE_DEVICES": "0,1,2,3"},
+            Member("gpu03:61517", 16, 13, None, "Slurm"),
+        ),
+        # Without binding all tasks see all cards.
+        (
+            EIGHT_A_NODE
+            | {"SLURM_STEP_TASKS_PER_NODE": "4(x4)", "SLURM_LOCALID": "1", "SLURM_GPUS_PER_TASK": "2"},
+            Member("gpu03:61517", 16, 13, (2, 3), "Slurm"),
+        ),
         (SLURM | {"SLURM_STEP_ID": "3"}, Member("gpu03:61520", 2, 1, None, "Slurm")),
         (SLURM | {"JAX_COORDINATOR_ADDRESS": "ib3:9"}, Member("ib3:9", 2, 1, None, "Slurm")),
         (TORCHRUN, Member("10.0.0.1:29500", 2, 1, None, "torchrun")),
@@ -94,6 +113,14 @@ OPEN_MPI = {
             | TORCHRUN
             | {"WORLD_SIZE": "16", "RANK": "9", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "8"}
             | {"CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7"},
+            Member("10.0.0.1:29500", 16, 9, (1,), "torchrun"),
+        ),
+        # What Slurm showed to torchrun's task, torchrun's processes share.
+        (
+            SLURM
+            | TORCHRUN
+            | {"WORLD_SIZE": "16", "RANK": "9", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "8"}
+            | {"CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7", "SLURM_GPUS_PER_TASK": "8"},
             Member("10.0.0.1:29500", 16, 9, (1,), "torchrun"),
         ),
         # Its ranks follow who came first, not Slurm's numbers.

@@ -130,7 +130,7 @@ def predicted_now(calibration: Calibration, plan: MeasuredPlan) -> float | None:
     """Seconds of a measured step by today's cost model; those of its day for a card without figures."""
     recipe = recipe_of(plan)
     try:
-        card = cards.card(cards.find(calibration.card))
+        card = cards.card(cards.sized(calibration.card, calibration.total_bytes or 0))
     except HarnessError:
         return plan.predicted_s
     return plan.predicted_s if recipe is None else seconds_per_step(recipe, plan.levers, card, None)

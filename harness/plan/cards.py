@@ -38,7 +38,7 @@ from typing import NamedTuple
 
 from harness.errors import HarnessError
 from harness.plan.more_cards import OTHERS, SHARING, maker, series, too_old
-from harness.units import MIB
+from harness.units import GIB, MIB
 
 
 class _Limits(NamedTuple):
@@ -119,7 +119,9 @@ _H200 = "NVIDIA H200 Tensor Core GPU (data sheet)"
 _BLACKWELL = "NVIDIA Blackwell Architecture (technical brief)"
 # How like two names are, from 0 to 1, that one is proposed for the other: of any series, and of the same.
 _NEAR, _NEAR_KIN = 0.6, 0.4
-_PRO_6000 = r"(rtx)?(pro6000|6000pro)(blackwell)?(maxq)?(workstation|server|ws|s)?(edition)?(96gb?)?"
+# A card has less memory than it is sold with, by this share at most: what ECC, the driver and the kernel keep.
+_SOLD = 0.08
+_PRO_6000 = r"(rtx)?(pro6000|6000pro|6000(?=blackwell))(blackwell)?(maxq)?(workstation|server|ws|s)?(edition)?(96gb?)?"
 
 # fmt: off
 # name: device, spelling, capability, processors, bandwidth, l2, clock, driver_mib, cuda_bytes, sheet
@@ -210,7 +212,7 @@ def find(name: str) -> str:
     old = None if bare else too_old(wanted)
     if old is not None:
         raise _too_old(name, old)
-    other = maker(wanted)
+    other, wanted = maker(wanted), _plain(_board(name))
     if other is not None:
         raise HarnessError(
             "gpu-not-nvidia",
@@ -233,6 +235,25 @@ def find(name: str) -> str:
         need=f"one of {', '.join(names())}",
         fix=" or ".join([*nearest, *said]) or "--gpu with one of these names",
     )
+
+
+def sized(name: str, memory_bytes: int) -> str:
+    """The key of the card of this name and about this memory; of the name alone if no card has both.
+
+    Cards of several sizes may have one name: to NVML both an RTX 4060 Ti of 8 GB and one of 16 are one.
+    Raises: HarnessError as `find` does.
+    """
+    least = -(-memory_bytes // GIB)
+    for size in range(least, int(least * (1 + _SOLD)) + 1):
+        wanted = _plain(f"{name} {size}GB")
+        for key, spelling in _spellings().items():
+            if re.fullmatch(spelling, wanted) and _has(card(key), memory_bytes):
+                return key
+    return find(name)
+
+
+def _has(figures: Card, memory_bytes: int) -> bool:
+    return abs(figures.driver_mib * MIB - memory_bytes) <= _SOLD * memory_bytes
 
 
 def _near(wanted: str) -> dict[str, str]:
@@ -269,7 +290,7 @@ def card(key: str) -> Card:
 
 def of_series(name: str, memory_bytes: int) -> Card | None:
     """The card that stands for a card of a known series with this memory; None for an unknown series."""
-    capability = series(_plain(name))
+    capability = series(_plain(_board(name)))
     return (
         None
         if capability is None
@@ -318,6 +339,11 @@ def nearest(memory_bytes: int) -> str:
     return min(CARDS, key=lambda key: (abs(CARDS[key].memory_bytes - memory_bytes), CARDS[key].bandwidth))
 
 
+def _board(name: str) -> str:
+    """The name without the profile of a virtual card: "NVIDIA L40-48C" is a part of an L40."""
+    return re.sub(r"(-\d{1,2})?-\d{1,3}[abcq]$", "", name.strip(), flags=re.IGNORECASE)
+
+
 def _plain(name: str) -> str:
     letters = "".join(letter for letter in name.lower() if letter.isalnum())
-    return re.sub(r"(\d)gib", r"\1gb", re.sub("nvidia|geforce|tesla|grid", "", letters))
+    return re.sub(r"(\d)gib", r"\1gb", re.sub("nvidia|geforce|tesla|grid|quadro(?=rtxa)", "", letters))

@@ -10,6 +10,9 @@ from harness.plan import cards
 from harness.plan.cards import Card
 from harness.run.cuda import computes_bfloat16
 
+# A card of the same model takes part if its memory, in total and free, is at least this share of the other's.
+_ALIKE = 0.9
+
 
 class Device(NamedTuple):
     """One device as CUDA offers it: a whole GPU or a MIG instance.
@@ -23,6 +26,42 @@ class Device(NamedTuple):
     free: int | None
     total: int | None
     mig: bool = False
+
+    @property
+    def size(self) -> int:
+        """The total in bytes; what is free if only that is known."""
+        return self.total or self.free or 0
+
+
+def alike(devices: list[Device]) -> list[Device]:
+    """The freest of the devices, and behind it those of its model that are about as large and as free.
+
+    Boards of one name and two memories exist: a larger one that is busy has another share left. A MIG
+    instance stands alone.
+    """
+    best = max(devices, key=lambda each: each.free or 0)
+    others = [
+        each
+        for each in devices
+        if each is not best
+        and each.name == best.name
+        and (each.free or 0) >= _ALIKE * (best.free or 0)
+        and min(each.size, best.size) >= _ALIKE * max(each.size, best.size)
+        and not (each.mig or best.mig)
+    ]
+    return [best, *others]
+
+
+def free_of_each(devices: list[Device], context_bytes: int) -> int:
+    """Bytes that are free on each device, for a plan whose every device is as large as the smallest.
+
+    JAX takes one share of each device's own total: what each of them has free beside the context.
+    """
+    least = min(each.size for each in devices)
+    return min(
+        context_bytes + ((each.free or 0) - context_bytes) * least // each.size if each.size else 0
+        for each in devices
+    )
 
 
 def devices_of(gpu: Gpu, machine: Machine) -> list[Device]:
@@ -62,7 +101,8 @@ def figures(device: Device, total: int) -> tuple[Card, bool]:
     """
     if not device.mig:
         try:
-            return cards.card(cards.find(device.name))._replace(cuda_bytes=total), True
+            key = cards.sized(device.name, device.gpu.total_bytes or total)
+            return cards.card(key)._replace(cuda_bytes=total), True
         except HarnessError as error:
             # What a name suggests of a card's age or maker is nothing against what NVML tells.
             if error.code != "gpu-unknown" and not computes_bfloat16(device.gpu.compute_capability):

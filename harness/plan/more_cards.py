@@ -94,14 +94,15 @@ OTHERS: dict[str, Other] = {
 # table.
 _SERIES: tuple[tuple[str, tuple[int, int]], ...] = (
     (r"(rtx)?pro\d{3,4}|(rtx)?50[5-9]0", (12, 0)),
-    (r"(rtx)?\d{4}(sff)?ada|(rtx)?40[5-9]0|l(2|4|20|40)(?!\d)", (8, 9)),
+    (r"(rtx)?\d{3,4}e?(sff)?ada|(rtx)?40[5-9]0|l(2|4|20|40)(?!\d)", (8, 9)),
     # A memory size may follow a name: "a10064gb" is an A100 of 64 GB. "a1000" is another card.
     (r"a(30|100|800)(?!0)|pg50[69]", (8, 0)),
-    (r"(rtx)?30[5-9]0|(rtx)?a\d{4}|rtxa400|a(2|10|16|40)(?!\d|highgpu|ultragpu|megagpu)", (8, 6)),
+    # Of the 20 series the RTX 2050 alone is Ampere.
+    (r"(rtx)?30[5-9]0|rtx2050|(rtx)?a\d{4}|rtxa400|a(2|10|16|40)(?!\d|highgpu|ultragpu|megagpu)", (8, 6)),
     (r"g?h(20|100|200|800)", (9, 0)),
     (r"g?b300", (10, 3)),
     (r"g?b[12]00", (10, 0)),
-    (r"(jetson)?(agx)?thor", (11, 0)),
+    (r"(jetson)?(agx)?thor|jetsont[45]000", (11, 0)),
     (r"(jetson)?(agx|nx|nano)?orin", (8, 7)),
 )
 # Series whose memory is the host's.
@@ -109,7 +110,7 @@ SHARING = frozenset({(8, 7), (11, 0)})
 # Before Ampere. Source: as above; Tesla, Quadro, GeForce and TITAN rows of 7.5 and older.
 _OLD: tuple[tuple[str, str], ...] = (
     (
-        r"t4g?(?!\d)|(quadro)?t\d{3,4}|(rtx)?20[5-8]0|(gtx?)?16[2-8]0|titanrtx|"
+        r"t4g?(?!\d)|(quadro)?t\d{3,4}|(rtx)?20[6-8]0|(gtx?)?16[2-8]0|titanrtx|"
         r"q?(quadro)?rtx[3-8]000(?!(sff)?ada|d|pro|blackwell)",
         "7.5",
     ),
@@ -118,15 +119,20 @@ _OLD: tuple[tuple[str, str], ...] = (
     (r"(jetson)?(agx)?xavier", "7.2"),
     # p4d.24xlarge is a machine of AWS, with A100.
     (r"p(4|6|40)(?!d)|(gtx?)?10[1-8]0|titanxp|quadrop\d+", "6.1"),
-    (r"m(4|6|10|40|60)(?!max|pro|ultra)|gtx?9[5-8]0|titanx|quadrom\d+", "5.2"),
+    (r"m(4|6|10|40|60)(?!max|pro|ultra)|gtx?9[5-8]0|(gtx)?titanx|quadrom\d+", "5.2"),
     (r"k(10|20|40|80)|gtx?[67]\d0", "3.7"),
 )
 # Beginnings of the names of other makers' cards.
 _MAKERS: tuple[tuple[str, str], ...] = (
-    (r"amd|instinct|radeon|mi\d{2,3}|rx\d{3,4}|[679]\d{3}(xtx?|gre)|vega|firepro|w[5-9]\d00", "AMD"),
+    (
+        r"amd|instinct|radeon|ryzen|strix|gfx\d|r9700|mi\d{2,3}|rx\d{3,4}|[679]\d{3}(xtx?|gre)|vega|firepro|"
+        r"w[5-9]\d00",
+        "AMD",
+    ),
     (r"apple|m\d(max|pro|ultra)|m\d$", "Apple"),
     (
-        r"intel|habana|gaudi|arc|a(3[18]|58|7[57])0(?!0)|b5[78]0|(datacenter)?(gpu)?(max1[15]\d0|flex1[47]0)",
+        r"intel|habana|gaudi|arc|a(3[18]|58|7[57])0(?!0)|b(5[78]|5|6)0$|hl\d{3}|iris|xe|"
+        r"(datacenter)?(gpu)?(max1[15]\d0|flex1[47]0)",
         "Intel",
     ),
 )

@@ -12,7 +12,7 @@ from harness.artifacts import Machine
 from harness.errors import HarnessError
 from harness.plan import cards
 from harness.plan.cards import Card
-from harness.plan.devices import Device, figures, offered
+from harness.plan.devices import Device, alike, figures, free_of_each, offered
 from harness.received.text import word
 from harness.recipe.parameters import counts
 from harness.recipe.schema import Recipe
@@ -31,8 +31,6 @@ _MARGIN_SHARE, _MARGIN_LEAST = 0.03, GIB // 2
 # failing.
 _WSL_MARGIN = GIB
 HOST_MARGIN_BYTES = 512 * MIB
-# A card of the same model takes part if its memory is at least this share of the freest card's.
-_ALIKE = 0.9
 
 
 class Place(NamedTuple):
@@ -165,7 +163,7 @@ def _card_named(name: str, vram_bytes: int | None) -> tuple[str, Card, list[str]
     Raises: HarnessError "gpu-unknown", "gpu-too-old".
     """
     try:
-        key = cards.find(name)
+        key = cards.find(name) if vram_bytes is None else cards.sized(name, vram_bytes)
     except HarnessError as error:
         card = (
             cards.of_series(name, vram_bytes)
@@ -283,17 +281,8 @@ def _on_cards(
                 " kind"
             ),
         )
-    best = max(known, key=lambda each: each.free or 0)
-    likes = [
-        each
-        for each in known
-        if each.name == best.name
-        and (each.free or 0) >= _ALIKE * (best.free or 0)
-        and not each.mig
-        and not best.mig
-    ] or [best]
-    likes.sort(key=lambda each: each is not best)
-    total = min(each.total or each.free or 0 for each in likes)
+    likes = alike(known)
+    best, total = likes[0], min(each.size for each in likes)
     card, named = figures(best, total)
     notes = [*around.notes]
     notes += [
@@ -313,7 +302,7 @@ def _on_cards(
         named=named,
         devices=len(likes),
         uuids=tuple(each.uuid for each in likes if each.uuid),
-        free_bytes=min(each.free or 0 for each in likes),
+        free_bytes=free_of_each(likes, CONTEXT_BYTES),
         total_bytes=total,
         notes=tuple(notes),
     )

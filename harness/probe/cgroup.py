@@ -84,7 +84,7 @@ def _version_2(directory: Path) -> Limits:
     left = (
         None
         if limit is None or used is None
-        else max(0, limit - used + _reclaimable(directory, "inactive_file"))
+        else max(0, limit - used + _reclaimable(directory, "inactive_file", "active_file"))
     )
     quota, _, period = _text(directory / "cpu.max").partition(" ")
     cores = int(quota) / int(period) if quota.isdigit() and period.isdigit() and int(period) else None
@@ -99,14 +99,19 @@ def _version_1_memory(directory: Path) -> Limits:
     both = _number(directory / "memory.memsw.limit_in_bytes")
     if limit is None or limit >= UNLIMITED_V1_BYTES:
         return Limits()
-    left = None if used is None else max(0, limit - used + _reclaimable(directory, "total_inactive_file"))
+    cached = _reclaimable(directory, "total_inactive_file", "total_active_file")
+    left = None if used is None else max(0, limit - used + cached)
     swap = None if both is None or both >= UNLIMITED_V1_BYTES else max(0, both - (own or limit))
     return Limits(limit, left, swap)
 
 
-def _reclaimable(directory: Path, key: str) -> int:
-    """Bytes of page cache that the kernel frees before it kills a process."""
-    return _stat(directory, key) or 0
+def _reclaimable(directory: Path, *keys: str) -> int:
+    """Bytes of page cache that the kernel frees before it kills a process.
+
+    What was read twice is among them, as in MemAvailable (Documentation/filesystems/proc.rst): weights are
+    read to be hashed, and again to be loaded.
+    """
+    return sum(_stat(directory, key) or 0 for key in keys)
 
 
 def _stat(directory: Path, key: str) -> int | None:

@@ -72,7 +72,8 @@ def _ram(memory: dict[str, int], limits: Limits, unknown: dict[str, str]) -> tup
     for field, values in (("ram_total_bytes", totals), ("ram_available_bytes", available)):
         if not values:
             unknown.setdefault(field, "/proc/meminfo does not tell it")
-    return min(totals, default=None), min(available, default=None)
+    # What a group has taken is not always told. Then all that it may take is the most that is left.
+    return min(totals, default=None), min([*available, *totals]) if available else None
 
 
 def _swap(memory: dict[str, int], limits: Limits, unknown: dict[str, str]) -> int | None:

@@ -37,6 +37,9 @@ _AGENT = "TORCHELASTIC_USE_AGENT_STORE"
 _OMPI = ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK")
 _ORTE = "OMPI_MCA_orte_hnp_uri"
 _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID")
+# Set by --gpus-per-task, as "2" or "a100:2". Slurm then shows each task its own cards, and no other's
+# (srun(1), "--gpus-per-task ... implies --gpu-bind=per_task"). Launchers that a task starts share them.
+_PER_TASK, _OWN_SHARES = "SLURM_GPUS_PER_TASK", ("torchrun", "Open MPI")
 # The ports above those that Linux gives to outgoing connections by default (32768 to 60999), as JAX takes.
 _FIRST_PORT, _PORTS = 61440, 4096
 
@@ -259,8 +262,9 @@ def _devices(environment: Environment, seat: _Seat) -> tuple[int, ...] | None:
     if size < 2 or environment.get("JAX_PLATFORMS") == "cpu":
         return None
     visible = [name for name in environment.get(VISIBLE, "").split(",") if name]
-    if len(visible) == 1:
-        # The launcher shows each process its own (srun --gpus-per-task).
+    bound = environment.get(_PER_TASK, "").rpartition(":")[2] if seat.by not in _OWN_SHARES else ""
+    if len(visible) == 1 or str(len(visible)) == bound:
+        # The launcher shows each process its own.
         return None
     share, rest = divmod(len(visible), size)
     if rest or not share or rank >= size:
