@@ -25,11 +25,12 @@ class After:
     def __init__(self) -> None:
         self._last = b""
 
-    def apply(self, lines: list[bytes]) -> list[bytes]:
-        """The same lines, with `step=N` before each held-out loss that has none."""
+    def apply(self, lines: list[bytes], joined: bytes) -> list[bytes]:
+        """The same lines, with `step=N` before each held-out loss that has none. `joined`: all of them."""
         out = lines
-        for index, line in enumerate(lines):
-            if b"oss" not in line or not any(word in line for word in _WORDS):
+        some = any(word in joined for word in _WORDS)
+        for index, line in enumerate(lines if some else ()):
+            if b"oss" not in line or not any(word in line for word in _WORDS) or STEP.search(line):
                 continue
             loss = _loss_of(line)
             if loss is None:
@@ -53,11 +54,11 @@ class After:
 def _loss_of(line: bytes) -> bytes | None:
     """The held-out loss of a line without a step. Empty for a bar that is not at its end, None for others."""
     bar = BAR.search(line)
-    if bar is not None and _BAR_OF_OTHERS.search(line) and not STEP.search(line):
+    if bar is not None and _BAR_OF_OTHERS.search(line):
         pairs = [(KNOWN.get(pair[1].decode().lower()), pair[2]) for pair in PAIR.finditer(line, bar.end())]
         loss = next((value for name, value in pairs if name in ("loss", "held_out")), None)
         return loss if loss is not None and bar[1] == bar[2] else b""
-    if bar is not None or STEP.search(line) or NAMED_STEP.search(line) or _REMARK.search(line):
+    if bar is not None or NAMED_STEP.search(line) or _REMARK.search(line):
         return None
     known = [(KNOWN.get(pair[1].decode().lower()), pair[2]) for pair in PAIR.finditer(line)]
     if any(name == "loss" for name, _ in known):

@@ -183,7 +183,7 @@ class _Reader:
         numbered = self._unnumbered.apply(self._numbering.apply(counted, text))
         named = held_out_named(numbered, text)
         if self._unnumbered.kind == "step":
-            named = self._after.apply(named)
+            named = self._after.apply(named, text)
         at = [index for index, line in enumerate(named) if b"oss" in line]
         if len(at) < len(named):
             self._pass_over([line for line in named if b"oss" not in line], begin, joined)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
-import re
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from harness.analyse.forms import KNOWN
 from harness.received.text import word
 
-# The kinds, best first: what holds a curve by itself, then what was printed.
-_KINDS = re.compile(
-    r"(metrics\.jsonl|trainer_log\.jsonl|logs\.json\.txt)|(trainer_state\.json)|(.{1,200}\.wandb)"
-    r"|(events\.out\.tfevents\..{1,200})|((?:progress|metrics|history|results|summary|log)\.csv|progress\.json)"
-    r"|(output\.log|train(?:ing)?\.log|log\.txt|train(?:ing)?_?log\.txt)|(.{1,200}\.(?:log|out))"
+# The kinds, best first: what holds a curve by itself, then what was printed. A `*` stands for any text.
+_KINDS = (
+    ("metrics.jsonl", "trainer_log.jsonl", "logs.json.txt"),
+    ("trainer_state.json",),
+    ("*.wandb",),
+    ("events.out.tfevents.*",),
+    ("progress.csv", "metrics.csv", "history.csv", "results.csv", "summary.csv", "log.csv", "progress.json"),
+    ("output.log", "train.log", "training.log", "log.txt", "train_log.txt"),
+    ("*.log", "*.out"),
 )
 _MLFLOW = "metrics"
 _MOST_ENTRIES, _DEEPEST = 5_000, 5
@@ -40,11 +44,12 @@ def how_to_read(directory: Path) -> str | None:
 
 
 def _kind(path: Path) -> int | None:
-    if (found := _KINDS.fullmatch(path.name)) is not None:
-        return found.lastindex
+    for kind, names in enumerate(_KINDS):
+        if any(fnmatchcase(path.name, name) for name in names):
+            return kind
     is_mlflow = _MLFLOW in (path.parent.name, path.parent.parent.name)
     of_it = path.name if path.parent.name == _MLFLOW else f"{path.parent.name}/{path.name}"
-    return _KINDS.groups + 1 if is_mlflow and KNOWN.get(of_it) == "loss" else None
+    return len(_KINDS) if is_mlflow and KNOWN.get(of_it) == "loss" else None
 
 
 def _files(directory: Path) -> list[Path]:

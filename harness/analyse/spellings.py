@@ -28,6 +28,21 @@ _PART = re.compile(
     rb"|kl|kld|reconstruction|recon|contrastive|auxiliary|aux|symmetry|box|cls|dfl|discriminator|generator"
     rb"|adversarial) (loss)(?=[\"'`]?(?:[ \t]{0,4}+[=:]|[ \t])[ \t]{0,4}+[-+.\d])"
 )
+_TWO_WORDS = (
+    b" Loss",
+    b"l loss",
+    b"n loss",
+    b"d loss",
+    b"t loss",
+    b"e loss",
+    b"y loss",
+    b"c loss",
+    b"r loss",
+    b"l1 loss",
+    b"l2 loss",
+    b"x loss",
+    b"s loss",
+)
 # litgpt's `loss train: 0.5, val: 0.6`, where the second may be n/a.
 _BOTH = re.compile(rb"(?<![\w/.])loss train: {1,4}+([-+\w.]{1,40}+), val: {1,4}+([-+\w./]{1,40}+)")
 # What fairseq logs within an epoch, and its mean over the epoch.
@@ -130,7 +145,9 @@ class Spelling:
             text = text.replace(b"LOSS", b"loss")
         if any(word in text for word in _WRAPPERS):
             text = _WRAPPED.sub(rb"\1", text)
-        if b" Loss" in text or b" loss" in text:
+        # Behind a comma, as most write it, a loss has no word before it.
+        words = text.count(b" loss") > text.count(b", loss") or b" Loss" in text
+        if words and any(word in text for word in _TWO_WORDS):
             text = _PART.sub(rb"\1_\2", _HELD_OUT.sub(b"eval_loss", text))
         if b"oss at " in text:
             text = _AT_STEP.sub(rb"step \1 loss \2", text)
