@@ -184,6 +184,12 @@ def test_lines_without_a_step(form: str, why: str) -> None:
         "[pod/train-{r}-x7/main] ",
         "Rank {r} | ",
         '{{"rank": {r}, ',
+        "worker-{r}: ",
+        "[1,{r}]<stdout>:",
+        "trainer-1  | [rank{r}]: ",
+        "2026-01-01T00:0{r}:00 host{r} train[55{r}]: ",
+        "[Process {r}] ",
+        "[{r}/4] ",
     ],
 )
 def test_the_first_of_several_processes_is_the_run(prefix: str) -> None:

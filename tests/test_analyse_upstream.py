@@ -103,6 +103,49 @@ LOGS = {
         1,
     ),
     "DETR": ('{{"train_lr": 1e-4, "train_loss": {v:.5f}, "test_class_error": 80.0, "epoch": {j}}}\n', "", 1),
+    "OpenVLA's two": (
+        '{{"_step": {s}, "VLA Train/Loss": {v:.5f}, "VLA Train/L1 Loss": 0.3}}\n',
+        '{{"_step": {s}, "VLA Val/Loss": {h:.5f}, "VLA Val/L1 Loss": 0.3}}\n',
+        10,
+    ),
+    "timm": (
+        "Train: {e} [ {k:3d}/100 ( 10%)]  Loss: {v:.5f} (9.9)  Time: 1.001s,  256.1/s  LR: 1.000e-05\n",
+        "Test: [   0/48]  Time: 0.5 (0.5)  Loss:  9.9 (9.9)  Acc@1:  1.0 ( 1.0)\n"
+        "Test: [  48/48]  Time: 0.5 (0.5)  Loss:  9.9 ({h:7.4f})  Acc@1:  1.0 ( 1.0)\n",
+        10,
+    ),
+    "llm.c": ("step {s:4d}/600 | loss {v:.6f} (+nanz)| norm 15.3 | lr 1e-06\n", "val loss {h:.6f}\n", 10),
+    "a bar of a validation": (
+        "\rEpoch {e}:  7%|#   | {k}/100 [00:10<01:00,  1.5it/s, loss={v:.5f}]",
+        "\nVal:  50%|#| 5/10 [00:01<00:00, 9it/s, loss=9.9]"
+        "\rVal: 100%|#| 10/10 [00:01<00:00, 9it/s, loss={h:.5f}]\n",
+        10,
+    ),
+    "pprint": ("{{'grad_norm': 1.0,\n 'loss': {v:.5f},\n 'step': {s}}}\n", "", 10),
+    "JSON over lines": (
+        '{{\n  "val_loss": {h:.5f},\n  "loss": {v:.5f},\n  "step": {s}\n}}\n',
+        "",
+        10,
+    ),
+    "rich": (
+        "[21:51:55] INFO     Step {s}: grad_norm=1.2345,          train.py:269\n"
+        "                    loss={v:.5f}, lr=1e-4                            \n",
+        "",
+        10,
+    ),
+    "Stable-Baselines3's console": (
+        "------------------------\n| time/           |      |\n|    total_timesteps | {s} |\n"
+        "| train/          |      |\n|    loss         | {v:.5f} |\n|    value_loss   | 9.9  |\n"
+        "------------------------\n",
+        "",
+        10,
+    ),
+    "parts of a loss": ("step {s} l1 loss: 0.3 kl loss: 9.9 loss: {v:.5f}\n", "", 10),
+    "other counts": (
+        "max_step: 600, 0.5 s/step: 9, ms per step 500.1, step: {s}, loss_scale=65536.0, mse_loss: {v:.5f}\n",
+        "",
+        10,
+    ),
     "GCN": ("Epoch: {j:04d} (0.01s) loss_train: {v:.4f} acc_train: 0.1\n", "", 1),
     "VAE": ("====> Epoch: {j} Average loss: {v:.4f}\n", "====> Test set loss: 9.9\n", 1),
 }
@@ -127,7 +170,10 @@ def test_each_loss_of_a_trainer_s_log_is_the_one_it_is(name: str) -> None:
             held_out.append(every * (i + 1))
     if name == "GCN":
         text += "Test set results: loss 9.9000 accuracy 0.8000\n"
-    held_out = held_out if "{h" in held else []
+    if "{h" in trained:
+        held_out = [every * (i + 1) for i in range(COUNT)]
+    elif "{h" not in held:
+        held_out = []
     check(look(text), [every * (i + 1) for i in range(COUNT)], held_out or None)
 
 
@@ -174,6 +220,46 @@ def test_skorch_s_table_has_a_rule_below_its_names() -> None:
 def test_stable_baselines3_s_table_counts_its_own_steps() -> None:
     rows = "".join(f"{s},20.4,,{v:.5f}\n" for s, v in zip(STEPS, LOSSES, strict=True))
     check(look("time/total_timesteps,rollout/ep_len_mean,train/n,train/loss\n" + rows), STEPS, None)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        " iteration {s:8d}/  600 | learning rate: 2.0E-04 | lm loss: {v:.5f} | grad norm: 1.234 |\n",
+        "step={s} loss={v:.5f} lr=[0.0002, 0.9] grad_norm=1.234\n",
+        '{{"step": {s}, "loss": {v:.5f}, "lr-AdamW": 0.0002, "train/grad_norm": 1.234}}\n',
+        '{{"_step": {s}, "training/loss": {v:.5f}, "training/lr": 0.0002, "training/grad_norm": 1.234}}\n',
+    ],
+)
+def test_rates_by_other_names(form: str) -> None:
+    curve = look("".join(form.format(s=s, v=v) for s, v in zip(STEPS, LOSSES, strict=True)))
+    check(curve, STEPS, None)
+    assert (curve.series.learning_rate[0], curve.series.grad_norm[0]) == (2e-4, 1.234)
+
+
+@pytest.mark.parametrize("column", ["split", "phase", "mode"])
+def test_a_table_whose_rows_say_whose_loss_they_hold(column: str) -> None:
+    rows = "".join(f"{s},train,{v:.5f}\n{s},val,{v + 1:.5f}\n" for s, v in zip(STEPS, LOSSES, strict=True))
+    check(look(f"step,{column},loss\n{rows}"), STEPS, STEPS)
+
+
+def test_a_loss_that_a_table_does_not_have_yet_is_not_lost() -> None:
+    rows = "".join(f"| {s} | {v:.5f} | {v + 1:.5f} |\n" for s, v in zip(STEPS, LOSSES, strict=True))
+    curve = look(f"| Step | Training Loss | Validation Loss |\n|---|---|---|\n| 5 | No log | 3.5 |\n{rows}")
+    assert (curve.points, curve.verdict) == (COUNT, "learning")
+    assert curve.held_out is not None
+    assert curve.held_out.points == COUNT + 1
+
+
+def test_fastai_s_table_has_clocks() -> None:
+    rows = "".join(f"{i + 1:<9d}  {v:.5f}    {v + 1:.5f}    0.1   00:10     \n" for i, v in enumerate(LOSSES))
+    epochs = list(range(1, COUNT + 1))
+    check(look(f"epoch     train_loss  valid_loss  accuracy  time    \n{rows}"), epochs, epochs)
+
+
+def test_the_only_loss_of_a_table_is_its_loss() -> None:
+    rows = "".join(f"{s},{v:.5f},{v + 1:.5f}\n" for s, v in zip(STEPS, LOSSES, strict=True))
+    check(look(f'"Step","run - train/l1_loss","run - val/l1_loss"\n{rows}'), STEPS, STEPS)
 
 
 def test_a_whole_epoch_of_transformers_is_still_counted_by_its_bar() -> None:

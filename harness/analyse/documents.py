@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from harness.analyse.forms import KNOWN
+from harness.analyse.forms import KNOWN, known
 from harness.analyse.tables import STEPS, canonical
 from harness.received.json import parse_json
 from harness.units import MIB
@@ -149,14 +149,14 @@ def _record(value: dict[str, Any]) -> Line:
         value = {name: single, **{key: value[key] for key in STEPS if key in value}}
     cells = {canonical(key): number for key, cell in value.items() if (number := _number(cell)) is not None}
     step = next((name for name in STEPS if name in cells), None)
-    known: Line = {key: number for key, number in cells.items() if key in KNOWN}
-    if not any(KNOWN[key] in ("loss", "held_out") for key in known):
+    kept: Line = {key: number for key, number in cells.items() if known(key)}
+    if not any(known(key) in ("loss", "held_out") for key in kept):
         return {}
     if step is None:
-        return known
+        return kept
     number = cells[step]
     counted = int(number) if number == number // 1 else number
-    return {"epoch" if step == "epoch" else "step": counted, **known}
+    return {"epoch" if step == "epoch" else "step": counted, **kept}
 
 
 def _number(cell: Any) -> float | None:

@@ -37,7 +37,7 @@ _ALIASES = {
     ),
     "grad_norm": "grad_norm train/grad_norm gradient_norm gnorm grdn train/grdn grad/norm total_grad_norm",
     "param_norm": "param_norm train/param_norm",
-    "learning_rate": "learning_rate train/learning_rate train/lr lr",
+    "learning_rate": "learning_rate train/learning_rate train/lr lr train_lr train_learning_rate",
     "step_s": "step_s",
     # LeRobot's time of the update alone. The wait for the batch is logged beside it.
     "update_s": "updt_s update_s train/update_s",
@@ -48,8 +48,8 @@ _ALIASES = {
     "samples": "smpl samples train/samples",
 }
 KNOWN = {alias: name for name, aliases in _ALIASES.items() for alias in aliases.split()}
-# Names that mean the same below every other, as in `VLA_Train/Learning_Rate`.
-_BELOW = {name: name for name in ("learning_rate", "grad_norm")}
+# Names that mean the same below every other, as in `VLA_Train/Learning_Rate` and `optim/lr`.
+_BELOW = {"learning_rate": "learning_rate", "lr": "learning_rate", "grad_norm": "grad_norm"}
 _QUOTE = rb"[\"'`]?"
 _GAP = rb"(?:[ \t]*+(?:::|=>|->|[=:])|[ \t])[ \t]*+"
 _NUMBER = (
@@ -86,6 +86,11 @@ _PACE = re.compile(rb"(?:(?<!\d)(\d++) min )?(?<!h )(?<![\d.])(\d++(?:\.\d++)?+)
 _CLOCK = rb"(?:(?<!\d)(\d{4}-\d\d-\d\d)[T ])?(?<![\d:])(\d\d:\d\d:\d\d(?:[.,]\d{1,6})?)"
 _FIRST_CLOCK = re.compile(_CLOCK)
 _PARTS = re.compile(rb"(\d++(?:[.,]\d++)*+(?:[eE][-+]?\d++)?+|[ \t]++)")
+
+
+def known(name: str) -> str | None:
+    """The value that a name in small letters means. None if it is none of ours."""
+    return KNOWN.get(name) or _BELOW.get(name.rpartition("/")[2])
 
 
 class Form(NamedTuple):
@@ -152,7 +157,7 @@ def _pairs(line: bytes, begin: int, is_json: bool) -> dict[int, _Spot]:
     seen = {"step"}
     for pair in PAIR.finditer(line, begin):
         key = pair[1].decode().lower()
-        name = "time" if is_json and key == "time" else KNOWN.get(key) or _BELOW.get(key.rpartition("/")[2])
+        name = "time" if is_json and key == "time" else known(key)
         # Only counts are printed with a unit.
         rounded = pair[2][-1:] in b"KMBT"
         if (

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from harness.analyse.after import After
 from harness.analyse.bars import Bars
 from harness.analyse.epochs import Epochs
 from harness.analyse.forms import NAMED_STEP, PAIR, STEP, Form, take_apart
@@ -22,6 +23,7 @@ from harness.analyse.headings import Headings
 from harness.analyse.marked import held_out_named
 from harness.analyse.ranks import Ranks
 from harness.analyse.spellings import Spelling
+from harness.analyse.spread import Spread
 from harness.analyse.stepless import Numbering
 from harness.analyse.tables import Table, table_of
 from harness.analyse.text import Text
@@ -110,7 +112,7 @@ class _Reader:
         self._values = Values(_CHUNK_LINES)
         self._bars = Bars()
         self._spelling, self._epochs, self._ranks = Spelling(), Epochs(), Ranks()
-        self._headings = Headings()
+        self._headings, self._after, self._spread = Headings(), After(), Spread()
         self._numbering, self._unnumbered = Numbering(), Unnumbered()
         self._table: Table | None = None
         self._is_json = False
@@ -173,12 +175,15 @@ class _Reader:
                 self._values.keep(form, numbers, rows)
             return
         joined = b"\n".join(lines)
+        lines, joined = self._spread.apply(lines, joined)
         has_bars = b"it/s" in joined or b"s/it" in joined
         spelled, text = self._spelling.apply(lines, joined)
         headed = self._headings.apply(self._ranks.apply(spelled), text)
         counted = self._epochs.apply(headed, text)
         numbered = self._unnumbered.apply(self._numbering.apply(counted, text))
         named = held_out_named(numbered, text)
+        if self._unnumbered.kind == "step":
+            named = self._after.apply(named, text)
         at = [index for index, line in enumerate(named) if b"oss" in line]
         if len(at) < len(named):
             self._pass_over([line for line in named if b"oss" not in line], begin, joined)

@@ -8,6 +8,7 @@ name a rank somewhere in the line. They are processes of one run where they repo
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 from harness.analyse.forms import STEP
 
@@ -21,6 +22,13 @@ _RANK = re.compile(
 )
 # Of the steps that were seen, as many must have been reported by several processes.
 _SHARE = 0.5
+# What differs from line to line before a step and names no process.
+_CLOCK = re.compile(
+    rb"\d{4}[-/]\d\d[-/]\d\d|\d{1,2}+:\d\d:\d\d(?:[.,]\d{1,9}+)?+|(?:[A-Z][a-z]{2} )[ \d]\d(?= )"
+    rb"|\d{9,13}+\.\d{1,9}+"
+)
+_DIGITS = re.compile(rb"\d{1,12}+")
+_LOOKED_AT = 2_000
 
 
 class Ranks:
@@ -30,6 +38,7 @@ class Ranks:
         self.left_out = 0
         self._first: bytes | None = None
         self._decided = False
+        self._name = _process
 
     def remarks(self) -> list[str]:
         """A sentence about what was left out, if anything was."""
@@ -46,30 +55,54 @@ class Ranks:
             self._decide(lines)
         if self._first is None:
             return lines
-        kept = [
-            b"" if b"oss" in line and _process(line) not in (None, self._first) else line for line in lines
-        ]
+        name = self._name
+        kept = [b"" if b"oss" in line and name(line) not in (None, self._first) else line for line in lines]
         self.left_out += sum(line != before for line, before in zip(kept, lines, strict=True))
         return kept
 
     def _decide(self, lines: list[bytes]) -> None:
         """Looks at the first lines that name a step and a loss."""
-        reporters: dict[bytes, set[bytes]] = {}
-        first = None
-        for line in lines:
-            if b"oss" not in line or not (step := STEP.search(line)):
-                continue
-            self._decided = True
-            process = _process(line)
-            if process is None:
+        found = [(step[1], line) for line in lines if b"oss" in line and (step := STEP.search(line))]
+        self._decided = bool(found)
+        # By names that launchers give first; else by whatever number stands before the step.
+        for name in (_process, _beginning):
+            named = [(step, name(line)) for step, line in found[:_LOOKED_AT]]
+            if first := _first_of(named, blocks=name is _process):
+                self._first, self._name = first, name
                 return
-            first = process if first is None else min(first, process, key=lambda name: (len(name), name))
-            reporters.setdefault(step[1], set()).add(process)
-        several = sum(len(processes) > 1 for processes in reporters.values())
-        if reporters and several >= _SHARE * len(reporters):
-            self._first = first
+
+
+def _first_of(named: list[tuple[bytes, bytes | None]], *, blocks: bool) -> bytes | None:
+    """The name of the first process. None if the lines are not of several ones.
+
+    `blocks`: the lines of one process may stand together. Else they alternate with those of others, and the
+    names differ by their numbers alone.
+    """
+    names = [name for _, name in named if name is not None]
+    if len(names) < len(named) or len(set(names)) < 2:
+        return None
+    changes = sum(a != b for a, b in pairwise(names))
+    alike = len({_DIGITS.sub(b"#", name) for name in names}) == 1
+    if not blocks and (not alike or changes < _SHARE * len(names) / len(set(names))):
+        return None
+    reporters: dict[bytes, set[bytes]] = {}
+    for step, name in named:
+        reporters.setdefault(step, set()).add(name or b"")
+    several = sum(len(processes) > 1 for processes in reporters.values())
+    if several < _SHARE * len(reporters):
+        return None
+    return min(names, key=lambda name: (len(name), name))
 
 
 def _process(line: bytes) -> bytes | None:
-    found = _PROCESS.search(line) or _RANK.search(line)
-    return next((group for group in found.groups() if group), None) if found else None
+    """The process that a launcher or the trainer names: all names that were found."""
+    found = [match for pattern in (_PROCESS, _RANK) if (match := pattern.search(line))]
+    named = [next(group for group in match.groups() if group) for match in found]
+    return b" ".join(named) if named else None
+
+
+def _beginning(line: bytes) -> bytes | None:
+    """What stands before the step, without clocks. None without a number, or with an epoch."""
+    step = STEP.search(line)
+    before = _CLOCK.sub(b"", line[: step.start()]) if step else b""
+    return before if _DIGITS.search(before) and b"poch" not in before and b"EPOCH" not in before else None

@@ -7,6 +7,7 @@ import itertools
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from harness.analyse.nearby import how_to_read
 from harness.analyse.text import HOLE, Text, utf16
 from harness.analyse.unpack import PIPED, pieces
 from harness.errors import HarnessError
@@ -59,7 +60,7 @@ def open_source(path: str, stdin: bytes | BinaryIO | None = None) -> Source:
                     "run-without-metrics",
                     f"{run} is a directory without {METRICS}",
                     need=_NEED,
-                    fix="harness analyse FILE for a console log",
+                    fix=how_to_read(run) or "harness analyse FILE for a console log",
                 )
         elif not log.exists():
             raise HarnessError(

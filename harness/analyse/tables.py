@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import re
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import NamedTuple
@@ -11,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from harness.analyse.forms import KNOWN, Form
+from harness.analyse.forms import KNOWN, Form, known
+from harness.analyse.losses import one_loss
 
 Numbers = npt.NDArray[np.int64]
 Row = tuple[bytes, ...]
@@ -36,9 +38,19 @@ STEPS = (
 # MLflow and others write one value a row: its name stands in one of the first columns, its run in one of the
 # second.
 _KEYS, _RUNS = ("key", "metric", "metric_name", "tag"), ("run_id", "run_uuid", "run_name", "run")
+# A table of one loss column names in another whose loss a row has.
+_SPLITS = ("split", "phase", "mode", "stage", "subset", "set", "partition")
+_HELD_OUT = frozenset(
+    ["eval", "evaluation", "val", "valid", "validation", "test", "dev", "holdout", "held_out", "heldout"]
+)
+# Lightning's names of a rate, by its optimizer.
+_OF_LIGHTNING = re.compile(r"\Alr-[A-Z]\w{1,40}+(?:/pg1)?+\Z")
 _BOUNDS = ("__min", "__max", "__step")
 _MOST_COLUMNS = 10_000
+# What tables write where a row has no value. `No log` is transformers', before its first training loss.
+_NOTHING = frozenset({"", "-", "--", "no log", "n/a", "na"})
 _BLANKS = " "
+_CLOCKS = re.compile(rb"(?<!\S)(?:\d{1,4}+(?::\d\d){1,2}+|None|nan|#na#)(?!\S)")
 # Fewer rows of bare numbers may be anything. Times of this century have more milliseconds.
 _FEWEST_ROWS, _MILLISECONDS = 5, 1e12
 
@@ -78,7 +90,7 @@ class Table:
         columns = self._shape.columns
         for number, line in enumerate(text, begin):
             cells = _cells(line, self._delimiter)
-            held = tuple(i for i, at in enumerate(columns) if at < len(cells) and cells[at].strip())
+            held = tuple(i for i, at in enumerate(columns) if at < len(cells) and not _is_nothing(cells[at]))
             if held[:1] != (0,) or len(held) < 2 or not cells[columns[0]].strip()[-1:].isdigit():
                 continue
             fields = tuple(self._shape.fields[i] for i in held)
@@ -87,11 +99,18 @@ class Table:
                 if named is None:
                     continue
                 fields = ("step", named)
+            elif self._of_others(cells):
+                fields = tuple("held_out" if field == "loss" else field for field in fields)
             ats, rows = groups.setdefault(fields, ([], []))
             ats.append(number)
             rows.append(tuple(cells[columns[i]].strip().encode(errors="replace")[:64] for i in held))
         for fields, (ats, rows) in groups.items():
             yield Form(fields, 0, False, b""), np.array(ats), rows
+
+    def _of_others(self, cells: list[str]) -> bool:
+        """True for a row that says that its loss is held out."""
+        split = self._shape.split
+        return split is not None and split < len(cells) and canonical(cells[split]) in _HELD_OUT
 
     def _named(self, cells: list[str]) -> str | None:
         """The value that a row holds, if it is the first loss of the first run."""
@@ -112,7 +131,8 @@ class Table:
 class _Shape(NamedTuple):
     """The columns of a table. `unnamed` is the column whose curve has no name, or empty.
 
-    `key` is the column that names the value of a row, `run` the one that names its run.
+    `key` is the column that names the value of a row, `run` the one that names its run, `split` the one that
+    says of which data its loss is.
     """
 
     fields: tuple[str, ...]
@@ -122,6 +142,7 @@ class _Shape(NamedTuple):
     key: int | None = None
     run: int | None = None
     epochs: bool = False
+    split: int | None = None
 
 
 class _Named(NamedTuple):
@@ -155,8 +176,8 @@ def _table_at(filled: list[bytes]) -> Table | None:
             continue
         names = [name.strip() for name in _cells(first, delimiter)][:_MOST_COLUMNS]
         # A sentence has blanks too. The line below it is no row of numbers.
-        if delimiter == _BLANKS and not _numbers(filled[1:2], len(names)):
-            if not _numbers(filled[1:2], 1 + len(names)):
+        if delimiter == _BLANKS and not _numbers(_untimed(filled[1:2]), len(names)):
+            if not _numbers(_untimed(filled[1:2]), 1 + len(names)):
                 continue
             # pandas prints its index without a name.
             names = ["", *names]
@@ -187,6 +208,11 @@ def _numbers(lines: list[bytes], count: int, delimiter: str = _BLANKS) -> list[l
         if len(cells) != count:
             return []
     return found
+
+
+def _untimed(lines: list[bytes]) -> list[bytes]:
+    """The lines with a number for each clock, as fastai's `00:10`, and for each value that is not there."""
+    return [_CLOCKS.sub(b"0", line) for line in lines]
 
 
 def _without_names(lines: list[bytes], delimiter: str) -> _Shape | None:
@@ -230,6 +256,12 @@ def _columns(names: list[str]) -> _Shape | None:
         if (parsed := _field(name))
         for field, run in [parsed]
     ]
+    if not any(one.name == "loss" for one in named):
+        trained, held = one_loss(name.rpartition(" - ")[2].replace(" ", "_") for name in names)
+        for column, name in enumerate(names):
+            run, _, last = name.rpartition(" - ")
+            if last.replace(" ", "_") in (trained, held):
+                named.append(_Named(column, "loss" if last.replace(" ", "_") == trained else "held_out", run))
     losses = [one for one in named if one.name == "loss"] or [one for one in named if one.name == "held_out"]
     if not losses:
         return None
@@ -239,7 +271,14 @@ def _columns(names: list[str]) -> _Shape | None:
         if one.run == run or not one.run:
             kept.setdefault(one.name, one.column)
     others = sorted({one.run for one in losses if one.run != run})
-    return _Shape(tuple(kept), tuple(kept.values()), others, epochs=lowered[steps] == "epoch")
+    split = next((lowered.index(name) for name in _SPLITS if name in lowered), None)
+    return _Shape(
+        tuple(kept),
+        tuple(kept.values()),
+        others,
+        epochs=lowered[steps] == "epoch",
+        split=None if "held_out" in kept else split,
+    )
 
 
 def _field(name: str) -> tuple[str, str] | None:
@@ -247,8 +286,12 @@ def _field(name: str) -> tuple[str, str] | None:
     run, _, last = name.rpartition(" - ")
     if last.lower().endswith(_BOUNDS):
         return None
-    field = KNOWN.get(canonical(last))
+    field = known(canonical(_OF_LIGHTNING.sub("lr", last)))
     return (field, run) if field is not None else None
+
+
+def _is_nothing(cell: str) -> bool:
+    return cell.strip().lower() in _NOTHING
 
 
 def canonical(name: str) -> str:

@@ -1,4 +1,4 @@
-"""TensorBoard's event files as lines of JSON: one line for each event that holds scalars.
+"""TensorBoard's event files as lines of JSON: one line for the scalars of a step.
 
 A file is records of: length (uint64), a checksum, an Event, a checksum. An Event is a protobuf message.
 
@@ -26,12 +26,38 @@ def begins_events(head: bytes) -> bool:
 
 
 def event_lines(read: Callable[[int], bytes]) -> Iterator[bytes]:
-    """A line of JSON for each event with scalars: `step`, `_timestamp`, and each scalar by its tag.
+    """A line of JSON for events of one step that follow each other: `step`, `_timestamp`, each scalar.
 
-    `read` returns as many bytes as it is asked for, fewer at the end.
+    PyTorch writes an event for each scalar. `read` returns as many bytes as it is asked for, fewer at the
+    end.
 
     Raises: EOFError for a file that is cut off within a record; ValueError, struct.error for other bytes.
     """
+    step, time = 0, 0.0
+    held: dict[str, float] = {}
+    try:
+        for event in _events(read):
+            at, when, found = _scalars(event)
+            if held and found and (at != step or held.keys() & found.keys()):
+                yield _line(step, time, held)
+                held = {}
+            if found:
+                step, time = at, time if held else when
+                held |= found
+    except (EOFError, ValueError, struct.error):
+        if held:
+            yield _line(step, time, held)
+        raise
+    if held:
+        yield _line(step, time, held)
+
+
+def _line(step: int, time: float, scalars: dict[str, float]) -> bytes:
+    return json.dumps({"step": step, "_timestamp": time, **scalars}).encode() + b"\n"
+
+
+def _events(read: Callable[[int], bytes]) -> Iterator[bytes]:
+    """The bytes of each event. Empty for a large one."""
     while head := read(_HEAD):
         if len(head) < _HEAD:
             raise EOFError
@@ -46,31 +72,27 @@ def event_lines(read: Callable[[int], bytes]) -> Iterator[bytes]:
             if not passed:
                 raise EOFError
             left -= passed
-        line = _line(data[:-4])
-        if line:
-            yield line
+        yield data[:-4]
 
 
-def _line(event: bytes) -> bytes:
+def _scalars(event: bytes) -> tuple[int, float, dict[str, float]]:
+    """(the step, the time in seconds, the scalars by their tags)."""
     step, time = 0, 0.0
     scalars: dict[str, float | None] = {}
-    for number, value in _fields(event):
+    for number, value in fields(event):
         if number == 1 and isinstance(value, bytes):
             time = struct.unpack("<d", value)[0]
         elif number == 2 and isinstance(value, int):
             step = value
         elif number == 5 and isinstance(value, bytes):
-            scalars |= dict(_scalar(one) for _, one in _fields(value) if isinstance(one, bytes))
-    known = {tag: value for tag, value in scalars.items() if value is not None}
-    if not known:
-        return b""
-    return json.dumps({"step": step, "_timestamp": time, **known}).encode() + b"\n"
+            scalars |= dict(_scalar(one) for _, one in fields(value) if isinstance(one, bytes))
+    return step, time, {tag: value for tag, value in scalars.items() if value is not None}
 
 
 def _scalar(summary: bytes) -> tuple[str, float | None]:
     """(the tag, its scalar). None if it holds something else."""
     tag, found = "", None
-    for number, value in _fields(summary):
+    for number, value in fields(summary):
         if number == 1 and isinstance(value, bytes):
             tag = value.decode(errors="replace")
         elif number == 2 and isinstance(value, bytes):
@@ -81,20 +103,23 @@ def _scalar(summary: bytes) -> tuple[str, float | None]:
 
 
 def _of_tensor(tensor: bytes) -> float | None:
-    fields = list(_fields(tensor))
-    kind = next((value for number, value in fields if number == 1), None)
+    parts = list(fields(tensor))
+    kind = next((value for number, value in parts if number == 1), None)
     form = {_FLOAT: "<f", _DOUBLE: "<d"}.get(kind) if isinstance(kind, int) else None
     if form is None:
         return None
     # The bytes of the array, or the list of its floats or doubles.
-    for number, value in fields:
+    for number, value in parts:
         if number in (4, 5, 6) and isinstance(value, bytes) and len(value) == struct.calcsize(form):
             return float(struct.unpack(form, value)[0])
     return None
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, Field]]:
-    """(number, value) of each field of a protobuf message."""
+def fields(message: bytes) -> Iterator[tuple[int, Field]]:
+    """(number, value) of each field of a protobuf message.
+
+    Raises: ValueError for other bytes.
+    """
     at = 0
     while at < len(message):
         key, at = _varint(message, at)

@@ -1,4 +1,4 @@
-"""The bytes of a packed log, one piece at a time: gzip, bzip2, xz, zip, TensorBoard's event files."""
+"""The bytes of a packed log, one piece at a time: gzip, bzip2, xz, zip, files of TensorBoard and wandb."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from harness.analyse.tfevents import begins_events, event_lines
+from harness.analyse.wandb_file import begins_wandb, history_lines
 from harness.errors import HarnessError
 from harness.received.text import word
 from harness.units import MIB, format_bytes
@@ -64,7 +65,8 @@ def pieces(file: BinaryIO, name: str, partial: list[str]) -> Iterator[bytes]:
             fix=f"zstd -dc {word(_file(name, '.zst'))} | harness analyse -",
         )
     kind = next((kind for mark, kind in _KINDS if head.startswith(mark)), None)
-    kind = _events if begins_events(head) else kind
+    if begins_events(head) or begins_wandb(head):
+        kind = _lines(event_lines if begins_events(head) else history_lines)
     if kind is None:
         yield head
         try:
@@ -97,6 +99,9 @@ class _Joined(io.RawIOBase):
         return len(data)
 
 
+_Unpacker = Callable[[_Joined, str], Iterator[bytes]]
+
+
 def _gzip(file: _Joined, _: str) -> Iterator[bytes]:
     """The unpacked members of a gzip file, which may have zeros between them.
 
@@ -121,9 +126,7 @@ def _gzip(file: _Joined, _: str) -> Iterator[bytes]:
         raise EOFError
 
 
-def _streams(
-    begin: Callable[[], bz2.BZ2Decompressor | lzma.LZMADecompressor],
-) -> Callable[[_Joined, str], Iterator[bytes]]:
+def _streams(begin: Callable[[], bz2.BZ2Decompressor | lzma.LZMADecompressor]) -> _Unpacker:
     """An unpacker of files that are one stream after another."""
 
     def unpacked(file: _Joined, _: str) -> Iterator[bytes]:
@@ -142,20 +145,24 @@ def _streams(
     return unpacked
 
 
-def _events(file: _Joined, _: str) -> Iterator[bytes]:
-    """TensorBoard's event file as text."""
-    some: list[bytes] = []
-    try:
-        for line in event_lines(io.BufferedReader(file, PIECE_BYTES).read):
-            some.append(line)
-            if len(some) == _EVENTS_A_PIECE:
-                yield b"".join(some)
-                some.clear()
-    except _DAMAGE:
-        # A file that is still written ends within an event.
+def _lines(lines_of: Callable[[Callable[[int], bytes]], Iterator[bytes]]) -> _Unpacker:
+    """An unpacker of files of records, as text."""
+
+    def unpacked(file: _Joined, _: str) -> Iterator[bytes]:
+        some: list[bytes] = []
+        try:
+            for line in lines_of(io.BufferedReader(file, PIECE_BYTES).read):
+                some.append(line)
+                if len(some) == _EVENTS_A_PIECE:
+                    yield b"".join(some)
+                    some.clear()
+        except _DAMAGE:
+            # A file that is still written ends within a record.
+            yield b"".join(some)
+            raise
         yield b"".join(some)
-        raise
-    yield b"".join(some)
+
+    return unpacked
 
 
 def _file(name: str, ending: str) -> str:
@@ -191,7 +198,7 @@ def _zip(file: _Joined, name: str) -> Iterator[bytes]:
             yield from iter(lambda: unpacked.read(PIECE_BYTES // 16), b"")
 
 
-_KINDS: tuple[tuple[bytes, Callable[[_Joined, str], Iterator[bytes]]], ...] = (
+_KINDS: tuple[tuple[bytes, _Unpacker], ...] = (
     (b"\x1f\x8b", _gzip),
     (b"BZh", _streams(bz2.BZ2Decompressor)),
     (b"\xfd7zXZ\x00", _streams(lambda: lzma.LZMADecompressor(memlimit=_MOST_XZ_BYTES))),
