@@ -62,6 +62,7 @@ def test_a_verb_finds_its_file_current_and_leaves_it(tmp_path: Path) -> None:
         (["plan", "--gpu=rtx_a600"], "gpu-unknown", "rtx_a6000"),
         (["plan", "--gpu=a40", "--device=cpu"], "options-together", "--device cpu"),
         (["plan", "--gpu=a40", "--device=tpu"], "device-unknown", "cpu or cuda"),
+        (["plan", "--host-ram-gib=1e9"], "memory-invalid", "--host-ram-gib 64"),
         (["train", "--device=gpu"], "device-unknown", "--device cuda"),
         (["train", "--allow=Wandb_key"], "check-unknown", "--allow 'wandb key'"),
         (["train", "--allow=nonsense"], "check-unknown", "harness doctor"),

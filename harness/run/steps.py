@@ -114,8 +114,8 @@ def unreadable(path: Path, error: BaseException) -> HarnessError:
         f"{getattr(error, 'filename', None) or path} cannot be read:"
         f" {getattr(error, 'strerror', None) or error}",
         got=f"uid {os.getuid()}",
-        need="read permission on the whole checkpoint",
-        fix=f"{may_all_be_read(path)} (in compose: HARNESS_UID and HARNESS_GID)",
+        need="read permission on the whole checkpoint (in compose: HARNESS_UID and HARNESS_GID)",
+        fix=may_all_be_read(path),
     )
 
 
