@@ -66,7 +66,7 @@ def submit(script: Path) -> str:
             "Slurm does not say whether it has taken the script",
             got=f"no answer of sbatch in {_ASK_S} s",
             need="the number of a job",
-            fix=f"squeue --me lists your jobs; if it is not there: sbatch {word(script)}",
+            fix=f"squeue -u $USER lists your jobs; if it is not there: sbatch {word(script)}",
         ) from error
     # With several clusters: JOB;CLUSTER. A site's own sbatch may say more before it.
     job = done.stdout.strip().rpartition("\n")[2].partition(";")[0]
