@@ -14,7 +14,7 @@ import sys
 import traceback
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Annotated, Any, TextIO, cast
 
 import typer
 from typer.core import TyperGroup
@@ -103,8 +103,24 @@ app = typer.Typer(
 )
 
 
+def _say_version(asked: bool) -> None:
+    """Prints which harness this is, and ends."""
+    if not asked:
+        return
+    from harness.run.revision import commit, version
+
+    made = commit()
+    print(f"harness {version()}" + ("" if made is None else f" (commit {made})"))
+    raise typer.Exit
+
+
+VersionOption = Annotated[
+    bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Show version and commit.")
+]
+
+
 @app.callback()
-def _verbs() -> None:
+def _verbs(version: VersionOption = False) -> None:  # noqa: ARG001
     """Checks what every verb needs.
 
     Raises: HarnessError "directory-gone".

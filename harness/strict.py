@@ -22,6 +22,8 @@ T = TypeVar("T", bound="Strict")
 _MOST_LISTED = 100
 _LONGEST_KEY = 200
 _DEEPEST = 6
+_LONGEST_WORD = 40
+_MOST_WRITTEN = 10**40
 
 
 class Strict(BaseModel):
@@ -66,7 +68,18 @@ def _lines(model: type[BaseModel], error: ValidationError) -> list[str]:
     """The faults, key by key. If nearly everything is wrong, their number."""
     if error.error_count() > _MOST_LISTED:
         return [f"{error.error_count():,} keys are unknown, missing or of another form"]
-    return [_explain(model, item) for item in error.errors(include_url=False, include_input=False)]
+    return [_explain(model, item) for item in error.errors(include_url=False)]
+
+
+def _got(item: Any) -> str:
+    """The value that was given, where it is a number or a short word and the message does not hold it."""
+    value = item["input"]
+    said = item["type"] in ("value_error", "missing") or not isinstance(value, int | float | str)
+    # A word may hold a password, and a long one helps nobody.
+    if said or (isinstance(value, str) and (len(value) > _LONGEST_WORD or not value.isidentifier())):
+        return ""
+    # Of an integer with thousands of digits Python writes none.
+    return "" if isinstance(value, int) and abs(value) >= _MOST_WRITTEN else f" (given: {value!r})"
 
 
 def _explain(model: type[BaseModel], item: Any) -> str:
@@ -74,7 +87,7 @@ def _explain(model: type[BaseModel], item: Any) -> str:
     if item["type"] == "string_type":
         return f"{path}: {item['msg']}; a number or date that is meant as text stands in quotes"
     if item["type"] != "extra_forbidden":
-        return f"{path}: {item['msg']}" if path else str(item["msg"])
+        return f"{path}: {item['msg']}{_got(item)}" if path else str(item["msg"])
     known = _known_keys(model, item["loc"][:-1])
     nearest = difflib.get_close_matches(str(item["loc"][-1])[:_LONGEST_KEY], known, n=1, cutoff=0.5)
     if not nearest:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from harness.analyse.curve import analyse
 from harness.artifacts import Curve
+from harness.errors import HarnessError
 from harness.recipe.load import load_recipe, to_yaml
 from tests.support.console_log import REPORT, falling, flat, log, steps
 
@@ -66,6 +68,26 @@ def test_a_run_directory_gets_its_curve(tmp_path: Path) -> None:
     before = (run / "curve.json").read_bytes()
     assert harness("--run", str(run)).returncode == 0
     assert (run / "curve.json").read_bytes() == before
+
+
+def test_a_damaged_recipe_costs_the_recipe_and_not_the_verdict(tmp_path: Path) -> None:
+    run = run_directory(tmp_path / "run")
+    (run / "recipe.yaml").write_text("foo: [")
+    found = analyse(str(run))
+    assert (found.recipe, found.verdict, found.partial[0].partition(":")[0]) == (
+        "pi05_libero",
+        "learning",
+        "recipe.yaml cannot be used",
+    )
+
+
+def test_of_a_log_and_its_reference_the_one_without_a_loss_is_named(tmp_path: Path) -> None:
+    for name, loss in (("good", "0.5"), ("nan", "nan")):
+        (tmp_path / name).write_text("step,loss\n" + "".join(f"{step},{loss}\n" for step in range(40)))
+    for log_, reference, says in (("good", "nan", "nan has no"), ("nan", "good", "the log has no")):
+        with pytest.raises(HarnessError, match=says) as refused:
+            analyse(str(tmp_path / log_), references=[str(tmp_path / reference)])
+        assert refused.value.code == "reference-without-loss"
 
 
 def test_a_log_without_a_run_writes_nothing(tmp_path: Path) -> None:

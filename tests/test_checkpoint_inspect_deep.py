@@ -118,6 +118,8 @@ def test_who_was_trained_shows_in_any_optimizers_state(tmp_path: Path) -> None:
     }
     write_step(tmp_path / "1", params, [])
     shutil.rmtree(tmp_path / "1/train_state")
+    weights_alone = "not whole: train_state/; its weights can be used"
+    assert any(weights_alone in finding for finding in inspect(tmp_path).findings)
     state = {
         f"opt_state/0/mu/action_in_proj/kernel/{part}": np.ones(2, np.uint8) for part in ("codes", "scale")
     }

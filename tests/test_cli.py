@@ -48,6 +48,7 @@ def test_a_verb_finds_its_file_current_and_leaves_it(tmp_path: Path) -> None:
         (["train", "--set=steps=3"], "recipe-invalid", "did you mean 'train.steps'"),
         (["train", "--set=train.steps"], "override-invalid", "key=value"),
         (["train", "--set=train.steps=many"], "recipe-invalid", "train.steps"),
+        (["train", "--set=train.steps=-3"], "recipe-invalid", "(given: -3)"),
         (["train", "--set=train.steps=["], "override-invalid", "YAML"),
         (["train", "--set=train.optimizer.schedule.peak=.inf"], "recipe-invalid", "finite"),
         (["train", "--set=train.optimizer.schedule.peak=yes"], "recipe-invalid", "is no number"),
@@ -61,6 +62,7 @@ def test_a_verb_finds_its_file_current_and_leaves_it(tmp_path: Path) -> None:
         (["plan", "--gpu=rtx_a600"], "gpu-unknown", "rtx_a6000"),
         (["plan", "--gpu=a40", "--device=cpu"], "options-together", "--device cpu"),
         (["plan", "--gpu=a40", "--device=tpu"], "device-unknown", "cpu or cuda"),
+        (["plan", "--host-ram-gib=1e9"], "memory-invalid", "--host-ram-gib 64"),
         (["train", "--device=gpu"], "device-unknown", "--device cuda"),
         (["train", "--allow=Wandb_key"], "check-unknown", "--allow 'wandb key'"),
         (["train", "--allow=nonsense"], "check-unknown", "harness doctor"),
@@ -210,6 +212,7 @@ def test_every_verb_explains_itself() -> None:
         (["--help"], ["jax", "harness.recipe.schema"]),
         (["probe", "--json"], ["jax"]),
         (["inspect", "--help"], ["jax"]),
+        (["--version"], ["jax", "pydantic"]),
     ],
 )
 def test_quick_verbs_import_no_more_than_they_need(arguments: list[str], unneeded: list[str]) -> None:

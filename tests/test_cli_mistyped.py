@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import shlex
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,10 @@ from typer.testing import CliRunner
 
 from harness.cli import app
 from harness.errors import HarnessError
-from harness.recipe.load import load_recipe
+from harness.recipe.load import load_recipe, to_yaml
+from harness.run.directory import RunDir
+from harness.run.job import job_of
+from harness.run.revision import version
 from tests.test_cli import harness
 
 
@@ -86,3 +92,25 @@ def test_help_is_asked_for_in_other_ways_too(arguments: list[str]) -> None:
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0
     assert ("--resume" if "train" in arguments else "calibrate") in done.output
+
+
+def test_the_module_is_the_command_and_says_its_version() -> None:
+    command = [sys.executable, "-m", "harness", "--version"]
+    environment = os.environ | {"HARNESS_COMMIT": "0123abc-dirty"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"harness {version()} (commit 0123abc-dirty)\n")
+    with Path("pyproject.toml").open("rb") as file:
+        assert version() == tomllib.load(file)["project"]["version"]
+
+
+def test_who_names_a_trained_run_alone_is_told_to_resume_it(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    # Another recipe than the one that is meant where none is named.
+    (run / "recipe.yaml").write_text(to_yaml(load_recipe("smoke", ["train.steps=7"])))
+    (run / "metrics.jsonl").write_text("")
+    done = harness("train", "--run", str(run))
+    assert (done.returncode, "[run-exists]" in done.stderr) == (2, True), done.stderr
+    with pytest.raises(HarnessError) as refused:
+        job_of(RunDir(run))
+    assert refused.value.fix.startswith(f"harness train --resume --run {run} ")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,17 @@ def test_a_second_run_on_one_directory_is_refused_and_a_dead_one_lets_go(tmp_pat
     assert holder(tmp_path) is None
     with locked(tmp_path):
         pass
+
+
+def test_who_only_looks_keeps_no_run_from_starting(tmp_path: Path) -> None:
+    with locked(tmp_path):
+        pass
+    # As `status --watch` holds it, for longer.
+    looking = (tmp_path / ".lock").open("rb")
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    threading.Timer(0.1, looking.close).start()
+    with locked(tmp_path):
+        assert looking.closed
 
 
 def test_one_process_may_lock_again_what_it_has_left(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ from harness.artifacts.launched import Launched
 from harness.errors import HarnessError
 from harness.launch.ask import Wanted, ask
 from harness.launch.asked import Asked, seconds
+from harness.launch.submit import submit
 from harness.launch.write import launched, write
 from harness.recipe.load import load_recipe, to_yaml
 from tests.support.launching import DIGEST, IMAGE, asked
@@ -203,6 +205,29 @@ def test_without_slurm_the_script_is_written_and_the_refusal_says_where_to_go(tm
     assert done.returncode == 2
     assert "[slurm-missing]" in done.stderr
     assert (tmp_path / "o" / "job.sbatch").exists()
+
+
+@pytest.mark.parametrize(
+    ("sbatch", "said"),
+    [
+        ("echo Welcome; echo '4711;big'", "4711"),
+        ("exec sleep 9", "slurm-silent"),
+        ("exit 1", "slurm-refused"),
+    ],
+)
+def test_the_job_is_the_last_word_of_sbatch_and_silence_is_no_traceback(
+    sbatch: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sbatch").write_text(f"#!/bin/sh\n{sbatch}\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr("harness.launch.submit._ASK_S", 0.5)
+    if said.isdigit():
+        assert submit(tmp_path / "job.sbatch") == said
+        return
+    with pytest.raises(HarnessError) as refused:
+        submit(tmp_path / "job.sbatch")
+    assert refused.value.code == said
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,9 @@ The shipped atlas must belong to this version of the step.
 from __future__ import annotations
 
 import ast
+import os
+import subprocess
+import sys
 from importlib import metadata, resources
 from typing import Any
 
@@ -214,3 +217,12 @@ def test_load_and_save_are_counted_as_the_compiler_says() -> None:
                             phase,
                         )
     assert len(compared) >= 12
+
+
+def test_the_step_has_one_hash_in_every_locale() -> None:
+    # A shell of C without UTF-8, where Python reads files as ASCII unless told otherwise.
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0"}
+    program = "from harness.plan.source import source_hash; print(source_hash())"
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == source_hash(), done.stderr

@@ -96,6 +96,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "replay": (set(), set()),
     "verbs": ({"flow", "show"}, ROOMS),
     "cli": ({"verbs"}, set()),
+    "__main__": ({"cli"}, set()),
 }
 # These start in well under a second and never hold a GPU: no JAX at the top of any of their modules, not even
 # through a library.

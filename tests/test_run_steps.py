@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -170,3 +171,8 @@ def test_a_step_that_may_not_be_read_is_refused_with_a_fix(
         newest_step(tmp_path)
     assert caught.value.code == "checkpoint-unreadable"
     assert "chmod -R u+rX" in caught.value.fix
+    # What is below a closed directory cannot be opened by its own mode.
+    monkeypatch.setattr(os, "access", lambda path, _: path != tmp_path.parent)
+    with pytest.raises(HarnessError) as caught:
+        newest_step(tmp_path)
+    assert caught.value.fix.startswith(f"chmod u+rwX {tmp_path.parent},")

@@ -286,9 +286,13 @@ def test_the_file_keeps_lines_up_to_the_checkpoint_and_drops_what_is_torn(tmp_pa
         file.write(line(step, [1.0]))
     before = path.read_bytes()
     with path.open("ab") as more:
-        more.write(b'{"step": 16')
+        more.write(b'{"of": "another form"}\n{"step": 16')
     again = HeldOutFile(path, start_step=8)
     assert path.read_bytes() == b"".join(before.splitlines(keepends=True)[:2])
+    assert (again.unread, path.with_name("held_out.jsonl.unread").read_bytes()) == (
+        1,
+        b'{"of": "another form"}\n',
+    )
     assert again.has(8, "a" * 64)
     assert not again.has(12, "a" * 64)
     assert not again.has(8, "b" * 64)

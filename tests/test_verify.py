@@ -133,6 +133,13 @@ def test_metrics_and_checkpoints_that_were_changed(place: Path, tmp_path: Path) 
     assert str(found.first_difference).startswith("array ")
 
 
+def test_a_damaged_plan_is_a_field_that_cannot_be_told(place: Path, tmp_path: Path) -> None:
+    run = copy(place, tmp_path)
+    (run / "plan.json").write_text("{")
+    found = verdict(place, run, "--steps=0", code=1)
+    assert [row.status for row in found.fields if row.field == "plan"] == ["cannot tell"]
+
+
 def test_a_run_does_not_go_on_with_other_statistics(place: Path, tmp_path: Path) -> None:
     """They lie in the run's directory, current by what they were computed from, and are not those that it was
     started with.

@@ -38,6 +38,7 @@ from harness.errors import HarnessError
 from harness.recipe.load import load_recipe, recipe_from
 from harness.recipe.schema import Recipe
 from harness.run.directory import RECIPE, RunDir, sha256_json
+from harness.run.status import read_or_tell
 
 Floats = npt.NDArray[np.float64]
 
@@ -111,7 +112,7 @@ def analyse(
     Raises: HarnessError of `read_log` and `load_recipe`.
     """
     log = read_log(path, stdin)
-    own, told = _recipe(log.source, recipe, overrides or [])
+    own, told, unusable = _recipe(log.source, recipe, overrides or [])
     columns = log.run.columns
     steps = columns["step"]
     applied = applied_steps(own, columns)
@@ -137,7 +138,7 @@ def analyse(
         verdict=verdict.answer,
         reasons=verdict.reasons,
         needed=verdict.needed,
-        partial=[*log.source.partial, *log.records.partial, *log.run.partial],
+        partial=[*log.source.partial, *log.records.partial, *log.run.partial, *unusable],
         lines=log.records.lines,
         points=len(steps),
         first_step=int(steps[0]),
@@ -267,15 +268,27 @@ class _Trend:
         return events.plateau(self.steps[self.keep], self.losses[self.keep])
 
 
-def _recipe(source: Source, named: str | None, overrides: list[str]) -> tuple[Recipe, str]:
-    """(the recipe that the rates come from, how it is known: "named", "run" or "assumed")."""
+def _recipe(source: Source, named: str | None, overrides: list[str]) -> tuple[Recipe, str, list[str]]:
+    """(the recipe that the rates come from; how it is known: "named", "run" or "assumed"; what of the run's
+    own cannot be used, and why).
+    """
     if named is not None:
-        return load_recipe(named, overrides), "named"
-    if source.run is not None and (source.run / RECIPE).is_file():
-        return load_recipe(str(source.run / RECIPE), overrides, root=source.run), "run"
-    if source.run is not None and (manifest := RunDir(source.run).read(Manifest)) is not None:
-        return recipe_from(dict(manifest.recipe), overrides, where=f"the manifest of {source.run}"), "run"
-    return load_recipe(PUBLISHED, overrides), "assumed"
+        return load_recipe(named, overrides), "named", []
+    lost: list[str] = []
+    if source.run is not None and (path := source.run / RECIPE).is_file():
+        try:
+            load_recipe(str(path), root=source.run)
+        except HarnessError as error:
+            if error.code != "recipe-invalid":
+                raise
+            lost.append(f"{RECIPE} cannot be used: {' '.join(error.what.split())}")
+        else:
+            return load_recipe(str(path), overrides, root=source.run), "run", []
+    manifest = None if source.run is None else read_or_tell(RunDir(source.run), Manifest, lost)
+    if manifest is not None:
+        where = f"the manifest of {source.run}"
+        return recipe_from(dict(manifest.recipe), overrides, where=where), "run", lost
+    return load_recipe(PUBLISHED, overrides), "assumed", lost
 
 
 def _about_end(found: _Trend) -> list[CurveFinding]:
@@ -300,10 +313,18 @@ def _about_end(found: _Trend) -> list[CurveFinding]:
 def _distance(reference: str, steps: Floats, losses: Floats) -> Distance:
     columns = read_log(reference).run.columns
     finite = np.isfinite(columns["loss"])
-    if not finite.any() or not len(steps):
+    if not len(steps):
         raise HarnessError(
             "reference-without-loss",
-            f"{reference} or the log has no finite loss to compare",
-            fix="give another --reference",
+            f"the log has no finite loss that {reference} could be compared with",
+            need="a log with a finite loss",
+            fix="leave --reference out, to be told what the log shows",
+        )
+    if not finite.any():
+        raise HarnessError(
+            "reference-without-loss",
+            f"{reference} has no finite loss to compare with",
+            need="a log with a finite loss",
+            fix="give another --reference, or leave it out",
         )
     return distance(str(Path(reference)), steps, losses, columns["step"][finite], columns["loss"][finite])

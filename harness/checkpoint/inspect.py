@@ -171,7 +171,7 @@ def _describe(step: Step, recipe: Recipe | None, *, deep: bool, against: str | N
 
 def _step_findings(steps: list[Step]) -> list[str]:
     broken = [
-        f"step {s.report.step} is not whole: {'; '.join(s.report.missing[:3])}"
+        f"step {s.report.step} is not whole: {'; '.join(s.report.missing[:3])}{s.use}"
         for s in steps
         if not s.report.complete
     ]

@@ -44,6 +44,12 @@ class Step(NamedTuple):
         return has_weights(self.report)
 
     @property
+    def use(self) -> str:
+        """What a step that lacks train_state alone is good for; empty for every other step."""
+        alone = self.has_weights and not self.report.complete
+        return "; its weights can be used, only a resume needs that" if alone else ""
+
+    @property
     def parameters(self) -> dict[str, Array]:
         """The parameters by path."""
         tree = self.trees.get(PARAMS)

@@ -81,7 +81,9 @@ def get_ready(asked: Asked, console: Progress, held: ExitStack) -> Ready:
         )
         trainer = trainer.profiled(asked.profile)
         _refuse_upstream(trainer, peers)
-        own = recipe_of(directory, asked.recipe, [*overrides, *_last_step(asked)], own_first=asked.resume)
+        # Who names no recipe means a trained run's own: what is refused is then that it was trained.
+        own_first = asked.resume or directory.started
+        own = recipe_of(directory, asked.recipe, [*overrides, *_last_step(asked)], own_first=own_first)
         trainer.check(own)
         lock = held.enter_context(locked(directory.path))
         if not asked.resume:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from harness.errors import HarnessError
-from harness.received.text import one_line, visible
+from harness.received.text import one_line, visible, word
 
 _LOOK_EVERY_S = 2.0
 # Slurm's controller may be restarted while a job runs.
@@ -41,7 +41,7 @@ class Ended(NamedTuple):
 def submit(script: Path) -> str:
     """The number of the job that Slurm makes of the script.
 
-    Raises: HarnessError "slurm-missing", "slurm-refused".
+    Raises: HarnessError "slurm-missing", "slurm-refused", "slurm-silent".
     """
     if shutil.which("sbatch") is None:
         raise HarnessError(
@@ -51,16 +51,25 @@ def submit(script: Path) -> str:
             need="a machine from which jobs are submitted to Slurm",
             fix="log in there and submit the file: sbatch FILE; or leave --submit out",
         )
-    done = subprocess.run(
-        ["sbatch", "--parsable", "--", str(script)],
-        capture_output=True,
-        text=True,
-        errors="replace",
-        timeout=_ASK_S,
-        check=False,
-    )
-    # With several clusters: JOB;CLUSTER.
-    job = done.stdout.strip().partition(";")[0]
+    try:
+        done = subprocess.run(
+            ["sbatch", "--parsable", "--", str(script)],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_ASK_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise HarnessError(
+            "slurm-silent",
+            "Slurm does not say whether it has taken the script",
+            got=f"no answer of sbatch in {_ASK_S} s",
+            need="the number of a job",
+            fix=f"squeue -u $USER lists your jobs; if it is not there: sbatch {word(script)}",
+        ) from error
+    # With several clusters: JOB;CLUSTER. A site's own sbatch may say more before it.
+    job = done.stdout.strip().rpartition("\n")[2].partition(";")[0]
     if done.returncode != 0 or not job.isdigit():
         raise HarnessError(
             "slurm-refused",

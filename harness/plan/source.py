@@ -27,7 +27,7 @@ def source_hash() -> str:
         file = waiting.pop()
         if file in found or not file.is_file():
             continue
-        source = file.read_text()
+        source = file.read_text(encoding="utf-8")
         tree = ast.parse(source)
         found[file] = _code_lines(source, tree)
         waiting += [package / imported for imported in _imports(tree)]

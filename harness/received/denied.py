@@ -95,6 +95,13 @@ def may_be_opened(path: Path, mode: str = "u+rwX") -> str:
     return f"chmod {word(mode)} {word(shut)}, or run as the user who owns it: ls -ld {word(shut)}"
 
 
+def may_all_be_read(path: Path) -> str:
+    """The fix for a directory of which this user may not read all."""
+    if all(os.access(each, os.X_OK) for each in path.parents) and not _is_others(path):
+        return f"chmod -R u+rX {word(path)}, or run as the user who wrote it"
+    return may_be_opened(path)
+
+
 def may_be_written(path: Path) -> str:
     """The command after which `path`, or the directory above that is there, may be written.
 

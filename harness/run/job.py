@@ -46,6 +46,10 @@ def job_of(run: RunDir) -> Job:
             "run-incomplete",
             f"{run.path} is not ready to be trained",
             need=f"{RECIPE}, {Plan.FILE}, {Dataset.FILE} and {NormStats.FILE}",
-            fix=f"harness train --run {word(run.path)} writes them",
+            fix=(
+                f"harness train --resume --run {word(run.path)} writes them"
+                if run.started
+                else f"harness train --run {word(run.path)} writes them"
+            ),
         )
     return Job(run, load_recipe(str(run.path / RECIPE), root=run.path), plan, dataset, stats)

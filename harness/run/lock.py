@@ -26,6 +26,8 @@ from harness.received.writing import open_to_write
 LOCK = ".lock"
 # The year 5138.
 _LAST_TIME = 10**11
+# How long at most another process looks who holds a lock.
+_LOOK_S = 0.5
 # The errors of a filesystem without locks (some network filesystems). Work there goes on without a lock.
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
@@ -47,7 +49,7 @@ def locked(run: Path) -> Iterator[int]:
         raise cannot_write(run / LOCK, error) from error
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _take(file)
         except BlockingIOError as error:
             raise HarnessError(
                 "run-busy",
@@ -70,6 +72,22 @@ def locked(run: Path) -> Iterator[int]:
         except OSError as error:
             raise cannot_write(run / LOCK, error) from error
         yield file.fileno()
+
+
+def _take(file: IO[bytes]) -> None:
+    """Takes the lock.
+
+    Whoever asks who holds it (`holder`) shares it for a moment, and is waited for.
+    Raises: BlockingIOError if another process keeps it; OSError as `flock`.
+    """
+    until = time.monotonic() + _LOOK_S
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise
+        time.sleep(_LOOK_S / 50)
 
 
 def holder(run: Path) -> str | None:

@@ -11,8 +11,8 @@ from harness.artifacts import Artifact, Manifest, Memory, Metrics, Plan, Status
 from harness.artifacts.held_out import HeldOutLine, read_held_out
 from harness.artifacts.plan import Backend
 from harness.errors import HarnessError
+from harness.received.denied import may_all_be_read
 from harness.received.files import stays, there
-from harness.received.text import word
 from harness.recipe.load import load_recipe
 from harness.run.directory import RECIPE, RunDir, runs_root
 from harness.run.evaluations import EVALUATIONS, judgements, sentence
@@ -158,7 +158,7 @@ def check_is_run(run: RunDir) -> None:
             f"{run.path} cannot be read: {error.strerror}",
             got=f"uid {os.getuid()}",
             need="a run directory that this user may read",
-            fix=f"chmod -R u+rX {word(run.path)}, or run as the user who wrote it",
+            fix=may_all_be_read(run.path),
         ) from error
     if not entries & {RECIPE, Manifest.FILE, Plan.FILE, run.metrics.name, LOCK}:
         raise _missing(run, ", ".join(sorted(entries)[:6]) or "an empty directory")

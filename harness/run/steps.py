@@ -21,7 +21,7 @@ from pathlib import Path
 from harness.artifacts import NormStats
 from harness.artifacts.plan import Backend
 from harness.errors import HarnessError
-from harness.received.text import word
+from harness.received.denied import may_all_be_read
 
 COMMIT = "_CHECKPOINT_METADATA"
 # Part of the name of every directory that is being written, or was being written when its process died.
@@ -114,11 +114,8 @@ def unreadable(path: Path, error: BaseException) -> HarnessError:
         f"{getattr(error, 'filename', None) or path} cannot be read:"
         f" {getattr(error, 'strerror', None) or error}",
         got=f"uid {os.getuid()}",
-        need="read permission on the whole checkpoint",
-        fix=(
-            f"chmod -R u+rX {word(path)}, or run as the user who wrote it (in compose: HARNESS_UID and"
-            " HARNESS_GID)"
-        ),
+        need="read permission on the whole checkpoint (in compose: HARNESS_UID and HARNESS_GID)",
+        fix=may_all_be_read(path),
     )
 
 

@@ -22,7 +22,7 @@ def checkpoint_table(checkpoint: Checkpoint) -> Group:
         *_arrays(checkpoint),
     ]
     if checkpoint.partial:
-        rows.append(("partial", "something could not be read: this answer is not the whole"))
+        rows.append(("partial", "something is missing or could not be read: this answer is not the whole"))
     rows += [("finding", text) for text in checkpoint.findings[:MOST_FINDINGS]]
     if len(checkpoint.findings) > MOST_FINDINGS:
         rows.append(("finding", f"and {len(checkpoint.findings) - MOST_FINDINGS} more (--json lists them)"))

@@ -31,6 +31,7 @@ from harness.train.feed import feed
 from harness.train.held_out_file import HeldOutFile, values_of
 from harness.train.held_out_program import HeldOutProgram, compile_held_out, deployed
 from harness.train.kernels import compile_pinned
+from harness.train.metrics import tell_unread
 from harness.train.setup import Setup
 from harness.train.state import TrainState
 from harness.units import format_bytes, format_seconds
@@ -263,7 +264,9 @@ class Saves:
         """Opens held_out.jsonl, which drops what a killed run has left there. Only process 0 has the file."""
 
         def opened() -> None:
-            self._file = HeldOutFile(self._job.run.held_out, start_step=start_step)
+            path = self._job.run.held_out
+            self._file = HeldOutFile(path, start_step=start_step)
+            tell_unread(path, self._file.unread, self._watcher)
 
         self._peers.first(opened)
 

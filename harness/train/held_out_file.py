@@ -13,25 +13,37 @@ from harness.received.files import METRICS_BYTES, read_received, there
 from harness.received.unwritable import cannot_write
 from harness.received.writing import open_to_write
 from harness.run.directory import write_atomic
+from harness.train.metrics import set_aside
 
 
 class HeldOutFile:
-    """held_out.jsonl: one line a measured save. A line is appended whole, or dropped at the next start."""
+    """held_out.jsonl: one line a measured save. A line is appended whole, or dropped at the next start.
+
+    `unread` is the number of whole lines of another form, such as a newer harness writes, which now lie in
+    `held_out.jsonl.unread`.
+    """
 
     def __init__(self, path: Path, *, start_step: int | None) -> None:
         """Keeps the lines up to `start_step`; None keeps all.
 
         A killed run may have measured saves after its last whole checkpoint; those steps are computed again.
-        Raises: UnsafeFile.
+        Raises: HarnessError "disk-full" or "not-writable"; UnsafeFile.
         """
         kept: list[bytes] = []
+        unread: list[bytes] = []
         self._known: set[tuple[int, str]] = set()
         data = read_received(path, path.parent, METRICS_BYTES) if there(path) else b""
-        for text in data.splitlines():
+        for whole in data.splitlines(keepends=True):
+            text = whole.rstrip(b"\r\n")
             line = line_of(text)
-            if line is not None and (start_step is None or line.step <= start_step):
+            if line is None:
+                # A half line is what a process leaves that was killed while it wrote.
+                unread += [text + b"\n"] if text.strip() and whole != text else []
+            elif start_step is None or line.step <= start_step:
                 kept.append(text + b"\n")
                 self._known.add((line.step, line.rows_sha256))
+        self.unread = len(unread)
+        set_aside(path, unread)
         if b"".join(kept) != data:
             write_atomic(path, b"".join(kept))
         self._path = path

@@ -15,6 +15,7 @@ from harness.run.watcher import Watcher
 from harness.train.copies import copies_of
 from harness.train.held_out import HeldOutPass, compiled_for
 from harness.train.held_out_file import HeldOutFile
+from harness.train.metrics import tell_unread
 from harness.train.setup import Setup, keeper, setup_of
 from harness.train.sharding import local_layout
 
@@ -42,6 +43,7 @@ def fill(job: Job, watcher: Watcher) -> list[int]:
         job.recipe, job.dataset, job.stats, batch_size=batch, seed=job.recipe.train.seed, workers=0
     )
     one, file = HeldOutPass(job, program, loader), HeldOutFile(job.run.held_out, start_step=None)
+    tell_unread(job.run.held_out, file.unread, watcher)
     missing = [step for step in whole_steps(job.run.checkpoints) if not file.has(step, one.rows.sha256)]
     for step in missing:
         watcher.say(f"measuring step {step}")

@@ -16,6 +16,7 @@ from harness.received.files import METRICS_BYTES, read_received, there
 from harness.received.unwritable import cannot_write
 from harness.received.writing import open_to_write
 from harness.run.directory import write_atomic
+from harness.run.watcher import Watcher
 from harness.units import format_bytes
 
 # The end of the name of the file for lines that could not be read.
@@ -53,7 +54,7 @@ def _check_size(path: Path) -> None:
         )
 
 
-def _set_aside(path: Path, lines: list[bytes]) -> None:
+def set_aside(path: Path, lines: list[bytes]) -> None:
     """Adds the lines to the file beside `path` for what could not be read there.
 
     What a kill let an earlier start set aside is there already, and is not added again.
@@ -68,6 +69,13 @@ def _set_aside(path: Path, lines: list[bytes]) -> None:
         raise cannot_write(beside, error) from error
     if not before.endswith(new):
         write_atomic(beside, before + new)
+
+
+def tell_unread(path: Path, unread: int, watcher: Watcher) -> None:
+    """Warns of the lines of `path` that were set aside."""
+    if unread:
+        name = path.name
+        watcher.warn(f"{unread:,} lines of {name} are of another form, and now lie in {name}{UNREAD}")
 
 
 class MetricsFile:
@@ -97,7 +105,7 @@ class MetricsFile:
                 else:
                     self.repeated += 1
         self.unread = len(unread)
-        _set_aside(path, unread)
+        set_aside(path, unread)
         write_atomic(path, "".join(line + "\n" for line in kept))
         # Unbuffered, so that closing has nothing left to write that could fail a second time.
         self._path, self._file = path, os.fdopen(open_to_write(path, append=True), "r+b", buffering=0)

@@ -9,7 +9,7 @@ from harness.received.text import word
 from harness.run.directory import CHECKPOINTS
 from harness.run.job import Job
 from harness.run.watcher import Watcher
-from harness.train.metrics import UNREAD, MetricsFile
+from harness.train.metrics import MetricsFile, tell_unread
 from harness.train.views import save_camera_views
 from harness.train.wandb import Wandb
 
@@ -29,11 +29,7 @@ class Records:
                 f"{self.metrics.repeated:,} logged steps are computed again:"
                 f" {whole if start_step else 'there is no whole checkpoint'}"
             )
-        if self.metrics.unread:
-            name = job.run.metrics.name
-            watcher.warn(
-                f"{self.metrics.unread:,} lines of {name} are of another form, and now lie in {name}{UNREAD}"
-            )
+        tell_unread(job.run.metrics, self.metrics.unread, watcher)
         config = manifest.model_dump(mode="json")
         self.wandb = Wandb(job.run, job.recipe, config, start_step=start_step, warn=watcher.warn)
         if start_step == 0:

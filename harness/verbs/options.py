@@ -98,8 +98,8 @@ AllowOption = Annotated[
 ]
 
 
-def gib_bytes(gib: float | None) -> int | None:
-    """Bytes of the GiB that were given, where they were.
+def gib_bytes(gib: float | None, option: str = "--vram-gib") -> int | None:
+    """Bytes of the GiB that were given to `option`, where they were.
 
     Raises: HarnessError "memory-invalid" for what is no amount of memory.
     """
@@ -109,8 +109,8 @@ def gib_bytes(gib: float | None) -> int | None:
         raise HarnessError(
             "memory-invalid",
             f"{gib} GiB is no amount of memory",
-            got=gib,
+            got=f"{option} {gib}",
             need=f"at most {_MOST_GIB:,} GiB",
-            fix="--vram-gib 24",
+            fix="--vram-gib 24" if option == "--vram-gib" else "--host-ram-gib 64",
         )
     return int(gib * 2**30)

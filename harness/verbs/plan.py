@@ -215,7 +215,7 @@ def plan(
         "gpu": gpu,
         "device": device,
         "vram_bytes": gib_bytes(vram_gib),
-        "host_ram_bytes": gib_bytes(host_ram_gib),
+        "host_ram_bytes": gib_bytes(host_ram_gib, "--host-ram-gib"),
         "exact": exact,
         "recompile": compile_,
     }

@@ -43,8 +43,7 @@ def found_here(
     cannot be told.
     """
     recipe, why_not_recipe = _recipe(run)
-    plan = run.read(Plan)
-    levers = plan.chosen.levers if plan is not None and plan.chosen is not None else None
+    levers, why_not_plan = _levers(run)
     on_cuda = manifest.plan.levers.platform == "cuda"
     here = environment(os.environ | {"XLA_FLAGS": deterministic()} if on_cuda else os.environ)
     return Found(
@@ -56,7 +55,7 @@ def found_here(
         dataset_revision=known[0].revision if known else None,
         leaves=remade.weights.get("leaves") if remade is not None else None,
         files=files_of(run),
-        plan=None if levers is None else levers.model_dump(mode="json"),
+        plan=levers,
         **_software(manifest, remade),
         upstream=remade.upstream.commit if remade and remade.upstream else None,
         environment=here if remade is None else _environment(manifest, remade, here),
@@ -65,8 +64,19 @@ def found_here(
         kernels_sha256=remade.kernels_sha256 if remade is not None else None,
         step_fingerprint=remade.step_fingerprint if remade is not None else None,
         executable_fingerprint=remade.executable_fingerprint if remade is not None else None,
-        why=dict(why) | _why_not(manifest, remade) | why_not_recipe | _ALONE,
+        why=dict(why) | _why_not(manifest, remade) | why_not_recipe | why_not_plan | _ALONE,
     )
+
+
+def _levers(run: RunDir) -> tuple[dict[str, Any] | None, dict[str, str]]:
+    """(the levers of the run's own plan, {}), or (None, why they cannot be read)."""
+    try:
+        plan = run.read(Plan)
+    except HarnessError as error:
+        return None, {"plan": error.what}
+    if plan is None or plan.chosen is None:
+        return None, {"plan": f"there is no {Plan.FILE}" if plan is None else f"{Plan.FILE} chose no plan"}
+    return plan.chosen.levers.model_dump(mode="json"), {}
 
 
 def _recipe(run: RunDir) -> tuple[dict[str, Any] | None, dict[str, str]]:
