@@ -175,8 +175,12 @@ def _chosen(directory: Path) -> Path | None:
 
 
 def step_of(location: Path) -> int | None:
-    """The step in the name of the directory `location`, or in the name above LeRobot's policy directory."""
-    return step_number(location.parent.name if location.name == _POLICY else location.name)
+    """The step in the name of the directory `location`, or in the name above LeRobot's policy directory.
+
+    LeRobot links the newest step as `last`: the step is that of the link's target.
+    """
+    step = location.parent if location.name == _POLICY else location
+    return step_number(step.resolve().name if step.is_symlink() else step.name)
 
 
 def _contents(found: Weights) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -179,6 +180,8 @@ def tensor_leaves(location: Path, shapes: Mapping[str, Shape]) -> dict[str, tupl
         raise _damaged(location, str(error)) from error
     parts = parts_of(shapes)
     wanted = {part.name: part.shape for each in parts.values() for part in each}
+    # A quantized file has further tensors, and other shapes: what it is says more than those.
+    _refuse_types(location, {stored[full].tensor.dtype for name, full in plain.items() if name in wanted})
     found = {name: stored[full].tensor.shape for name, full in plain.items() if not is_unread(name)}
     if lines := mismatches(found, wanted):
         raise _mismatch(location, lines, found, wanted)
@@ -225,17 +228,7 @@ def _check_types(
 
     A layer in another type than its neighbours is of another run, or its header is not true.
     """
-    kinds = {each.tensor.dtype for each in stored.values()}
-    strange = sorted(kinds - NUMPY.keys())
-    if strange or {"F16", "BF16"} <= kinds:
-        raise _damaged(
-            location,
-            f"tensors of type {', '.join(strange)}: no weights of a network"
-            if strange
-            else "float16 beside bfloat16: no trainer saves both",
-            need="tensors in float32, bfloat16, float16 or float64",
-            fix="name the weights from which these were made",
-        )
+    _refuse_types(location, {each.tensor.dtype for each in stored.values()})
     for path, each in parts.items():
         types = {stored[plain[part.name]].tensor.dtype: part.name for part in each}
         if len(types) > 1:
@@ -244,6 +237,20 @@ def _check_types(
                 location,
                 f"layers of {path} are of several types ({first}: {a}, {second}: {b}): files of two runs",
             )
+
+
+def _refuse_types(location: Path, kinds: AbstractSet[str]) -> None:
+    """Refuses types in which no trainer keeps weights, such as those of quantized files."""
+    strange = sorted(kinds - NUMPY.keys())
+    if strange or {"F16", "BF16"} <= kinds:
+        raise _damaged(
+            location,
+            f"tensors of type {', '.join(strange)}: no weights of a network, or quantized ones"
+            if strange
+            else "float16 beside bfloat16: no trainer saves both",
+            need="tensors in float32, bfloat16, float16 or float64",
+            fix="name the weights from which these were made",
+        )
 
 
 def _refuse_others(location: Path, stored: Mapping[str, Stored]) -> None:
