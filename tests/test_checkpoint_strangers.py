@@ -197,9 +197,12 @@ def leads(ask: Callable[[Path], object], path: Path) -> str:
         ("models--a--b/snapshots/ab12/model.safetensors", "models--a--b", "models--a--b/snapshots/ab12"),
         ("checkpoint-500/model.safetensors.index.json", ".", "checkpoint-500"),
         ("7/pretrained_model/model.safetensors 7/training_state/a", "7/training_state", "7/pretrained_model"),
-        ("zero_to_fp32.py step9/mp_rank_00_model_states.pt", "step9", "--safe_serialization"),
+        ("zero_to_fp32.py step9/mp_rank_00_model_states.pt", "step9", "--tag step9 --safe_serialization"),
+        ("step9/zero_pp_rank_0_mp_rank_00_optim_states.pt", ".", "zero_to_fp32 . OUT --tag step9 "),
         ("pytorch_model_fsdp_0/__0_0.distcp scheduler.bin", ".", "accelerate merge-weights"),
-        ("pytorch_model.bin", "pytorch_model.bin", "torch.load"),
+        ("pytorch_model.bin optimizer.bin", "pytorch_model.bin", "model.safetensors pytorch_model.bin,"),
+        ("a-00001-of-00002.bin a-00002-of-00002.bin", ".", "a-00001-of-00002.bin a-00002-of-00002.bin,"),
+        ("checkpoints/last.ckpt", ".", "checkpoints/last.ckpt"),
         ("checkpoint_10/_METADATA", ".", "checkpoint_10"),
         ("models--a--b/blobs/x.incomplete", "models--a--b", "hf download a/b "),
         (".cache/huggingface/download/x.incomplete config.json", ".", "not finished"),
@@ -214,7 +217,7 @@ def test_what_holds_no_weights_leads_to_those_that_it_has(
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"PK")
     for ask in (inspect, find_params):
-        assert way in leads(ask, tmp_path / named)
+        assert way in leads(ask, tmp_path / named).replace(f"{tmp_path}/", "").replace(str(tmp_path), ".")
 
 
 @pytest.mark.parametrize("name", ["weights.npz", "params.msgpack"])

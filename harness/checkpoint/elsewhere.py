@@ -18,6 +18,11 @@ _ARCHIVES = {(".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2"): "ta
 # What a directory of weights holds, at each depth: of the hub's cache it is models--…/snapshots/<commit>.
 _MARKS = (f"{PARAMS}/{METADATA}", WEIGHTS_FILE, f"{WEIGHTS_FILE}{INDEX}")
 _DEPTHS = ("*", "*/*", "*/*/*")
+# Pickles: loading one runs the code in it. They are named in the report and not loaded; only their first
+# bytes are read, to recognize a pointer of Git LFS.
+PICKLES = (".pt", ".pth", ".bin", ".ckpt")
+# What each process of DeepSpeed saves of one step.
+_DEEPSPEED = re.compile(r"(?:.*zero_pp_rank_|mp_rank_)\d+_.*(?:model|optim)_states\.pt\Z")
 # Writes a mapping `t` of arrays as Orbax's parameters. NumPy keeps bfloat16 as bytes without a type.
 _TO_ORBAX = (
     "import os, sys, ml_dtypes, numpy as np, flax, orbax.checkpoint as o; f, out = sys.argv[1:]; t = {load};"
@@ -79,7 +84,15 @@ def _way_on(path: Path) -> str | None:
         return fix
     kept = [entry for entry in entries if kind_of(entry) is not None]
     # Many of them are rather data.
-    return _written_anew(kept[0]) if len(kept) == 1 else None
+    return _written_anew(kept[0]) if len(kept) == 1 else _pickled(path)
+
+
+def _pickled(path: Path) -> str | None:
+    """The largest pickle below `path`, as of Lightning's checkpoints/: beside it lie states of optimizers."""
+    files = [file for depth in _DEPTHS[1:] for file in islice(path.glob(depth), _MOST_ENTRIES)]
+    pickles = [file for file in files if file.suffix in PICKLES and file.is_file()]
+    largest = max(pickles, key=lambda file: file.stat().st_size, default=None)
+    return None if largest is None else f"name the file of the weights: {word(largest)}"
 
 
 def kind_of(path: Path) -> str | None:
@@ -124,13 +137,31 @@ def _joined(path: Path, entries: list[Path]) -> str | None:
         (file for folder in (path, path.parent) if (file := folder / "zero_to_fp32.py").is_file()), None
     )
     if script is not None:
-        command = f"python {word(script)} {word(script.parent)} OUT --safe_serialization"
+        # Without a tag it takes the newest step, whichever was named.
+        step = f" --tag {word(path.name)}" if path != script.parent else ""
+        command = f"python {word(script)} {word(script.parent)} OUT{step} --safe_serialization"
         return f"join the parts of DeepSpeed: {command}, and name OUT"
+    tag = _deepspeed_step(path, entries)
+    if tag is not None:
+        command = f"python -m deepspeed.utils.zero_to_fp32 {word(tag.parent)} OUT --tag {word(tag.name)}"
+        return f"where DeepSpeed is, join its parts: {command} --safe_serialization, and name OUT"
     parts = path if any(entry.suffix == ".distcp" for entry in entries) else None
     parts = parts or next((entry for entry in entries if entry.name.startswith("pytorch_model_fsdp")), None)
     if parts is None:
         return None
     return f"join the parts of FSDP: accelerate merge-weights {word(parts)} OUT, and name OUT"
+
+
+def _deepspeed_step(path: Path, entries: list[Path]) -> Path | None:
+    """The directory of the parts of a step that DeepSpeed saved: `path`, or the newest below it."""
+    if any(_DEEPSPEED.match(entry.name) for entry in entries):
+        return path
+    steps = {part.parent for part in islice(path.glob("*/*_states.pt"), _MOST_ENTRIES)}
+    return max(
+        (step for step in steps if any(_DEEPSPEED.match(part.name) for part in step.iterdir())),
+        key=lambda step: step.stat().st_mtime,
+        default=None,
+    )
 
 
 def _unfinished(path: Path) -> str | None:

@@ -246,7 +246,9 @@ def _not_a_checkpoint(path: Path, got: str, fix: str | None = None) -> HarnessEr
 
 
 def _empty(path: Path, found: Found) -> HarnessError:
-    if found.run:
+    way = None if found.run is None or (found.run / MANIFEST).is_file() else way_on(found.run)
+    # Others call a directory `checkpoints` too.
+    if found.run and way is None:
         saves = found.run / CHECKPOINTS
         others = sorted(child.name for child in saves.iterdir()) if saves.is_dir() else []
         return HarnessError(
