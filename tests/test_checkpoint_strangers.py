@@ -134,12 +134,6 @@ def test_the_index_by_its_own_name_means_its_shards(tmp_path: Path) -> None:
     assert found.tensors == len(tensors(0))
 
 
-def test_two_names_of_the_table_in_two_types_are_named_from_the_headers(tmp_path: Path) -> None:
-    given = tensors(0)
-    write(tmp_path / WHOLE, given | {TABLE_NAMES[1]: given[TABLE_NAMES[0]][:3]})
-    assert "two names of one table" in refused(tmp_path).what
-
-
 @pytest.mark.parametrize(
     "beside", ["ema.safetensors", "model-00001-of-00001.safetensors", "._model.safetensors"]
 )

@@ -17,14 +17,16 @@ from harness.checkpoint.item import read_item
 from harness.checkpoint.locate import Located, locate
 from harness.checkpoint.peft import FILE, open_peft
 from harness.checkpoint.peft_config import CONFIG
+from harness.checkpoint.pytorch_names import TABLE_NAMES
 from harness.checkpoint.safetensors import read_whole_header
 from harness.checkpoint.tensor_writer import Planned, write_tensors
 from harness.checkpoint.weights import load_params
 from harness.errors import HarnessError
 from harness.predict.deliver import Wish, deliver, merged_model
-from harness.recipe.parameters import is_trained, parameter_shapes
+from harness.recipe.parameters import EMBEDDING, is_trained, parameter_shapes
 from harness.recipe.schema import Recipe
-from tests.support.exported import recipe_of_kind, seeded, write_checkpoint
+from tests.support.exported import ADAPTERS, recipe_of_kind, seeded, write_checkpoint
+from tests.support.tiny import tiny
 
 
 def say(_: str) -> None: ...
@@ -131,6 +133,30 @@ def test_a_pattern_of_peft_names_the_modules_that_peft_finds_by_it(
             config["lora_alpha"],
         )
         assert scale == pytest.approx(alpha / found.pairs[name]["A"].tensor.shape[0]), name
+
+
+def test_a_trained_table_is_written_as_what_is_looked_up_and_a_head_changes_nothing(tmp_path: Path) -> None:
+    """LeRobot 0.6.1 ties the table to no head: adapters of the head, or a copy of it, are read by nothing."""
+    base = tmp_path / "base"
+    recipe = tiny("train.trained=lora", ADAPTERS[1], f"weights.source={base}")
+    plain = {path: value for path, value in seeded(recipe).items() if "lora" not in path}
+    write_params(base / "params", plain.items())
+    moved = seeded(recipe) | {EMBEDDING: plain[EMBEDDING] + 1}
+    step = locate(str(write_checkpoint(tmp_path / "5", recipe, params=moved)))
+    deliver(step, recipe, tmp_path / "peft", Wish("lerobot", alone=True), say)
+    head, table = TABLE_NAMES
+    named = {each.name for each in read_whole_header(tmp_path / "peft" / FILE, tmp_path).tensors}
+    assert f"base_model.model.model.{table}" in named
+    assert not any(name.endswith(head) for name in named)
+    found = open_peft(tmp_path / "peft", {})
+    assert head in found.whole
+    module = f"base_model.model.model.{head.removesuffix('.weight')}"
+    pair = {f"{module}.lora_{half}.weight": np.ones((2, 2)) for half in "AB"}
+    theirs = write_peft_file(
+        tmp_path / "theirs", {**PAIR, **pair, f"{module}.modules_to_save.weight": np.ones(2)}
+    )
+    assert open_peft(theirs, {}).whole == {}
+    assert open_peft(theirs, {}).pairs.keys() == {"action_in_proj.weight"}
 
 
 @pytest.mark.parametrize("key", ["alpha_pattern", "rank_pattern"])

@@ -97,7 +97,7 @@ def write_peft(
     """
     parts = parts_of({path: leaves[path].shape for path in [*adapters, *trained] if path in leaves})
     arrays = dict(_arrays(leaves, adapters, parts))
-    whole = {f"{_PREFIX}{part.name}": (path, part) for path in trained for part in parts[path]}
+    whole = {_whole_name(part): (path, part) for path in trained for part in parts[path]}
     planned = [Planned(name, array.shape, "float32") for name, (array, _) in arrays.items()]
     planned += [Planned(name, part.shape, "float32") for name, (_, part) in whole.items()]
 
@@ -106,11 +106,16 @@ def write_peft(
         for path in trained:
             leaf = leaves[path].read(np.dtype(np.float32))
             for part in parts[path]:
-                yield f"{_PREFIX}{part.name}", turned(leaf, part)
+                yield _whole_name(part), turned(leaf, part)
 
     written = write_tensors(directory / FILE, planned, each(), metadata=metadata)
     write_atomic(directory / CONFIG, json.dumps(_config(arrays, whole, base), indent=2) + "\n")
     return written
+
+
+def _whole_name(part: Part) -> str:
+    """The name of a tensor that was trained whole: the table's own, not that of the head that shares it."""
+    return f"{_PREFIX}{part.name}".replace(*TABLE_NAMES)
 
 
 def _arrays(
@@ -242,9 +247,9 @@ def _sorted(stored: Mapping[str, Stored]) -> tuple[dict[str, dict[str, Stored]],
             continue
         found = _PAIR.fullmatch(name)
         if found is not None:
-            group, key = pairs.setdefault(f"{_plain(found[1], prefix)}.weight", {}), found[2]
+            group, key = pairs.setdefault(f"{plain_name(found[1], prefix)}.weight", {}), found[2]
         else:
-            group, key = whole, _plain(_WHOLE.sub("", name), prefix)
+            group, key = whole, plain_name(_WHOLE.sub("", name), prefix)
         if key in group:
             raise ValueError(f"two tensors are one: {group[key].tensor.name} and {name}")
         group[key] = each
@@ -257,12 +262,10 @@ def _sorted(stored: Mapping[str, Stored]) -> tuple[dict[str, dict[str, Stored]],
 
 
 def _without_unread(named: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in named.items() if not is_unread(key)}
-
-
-def _plain(name: str, prefix: str) -> str:
-    plain = plain_name(name, prefix)
-    return TABLE_NAMES[0] if plain == TABLE_NAMES[1] else plain
+    """What changes the network, by the names of our table."""
+    head, table = TABLE_NAMES
+    read = {key: value for key, value in named.items() if not is_unread(key) and key != head}
+    return {head if key == table else key: value for key, value in read.items()}
 
 
 def _mismatch(directory: Path, name: str, got: object, need: object) -> HarnessError:

@@ -15,7 +15,6 @@ import numpy as np
 
 from harness.checkpoint.format import DAMAGE, first_line, mismatches
 from harness.checkpoint.pytorch_names import (
-    TABLE_NAMES,
     Part,
     is_buffer,
     is_pi0,
@@ -53,7 +52,6 @@ class Tensors(NamedTuple):
 
     parts: list[tuple[Part, Stored]]
     shape: Shape
-    twin: Stored | None = None
 
     def read(self, dtype: np.dtype[Any]) -> Array:
         """The parameter, cast to `dtype`. Beside it, one of its tensors is in memory.
@@ -62,17 +60,9 @@ class Tensors(NamedTuple):
         """
         out = np.empty(self.shape, dtype)
         for part, stored in self.parts:
-            tensor = _read(stored)
-            if self.twin is not None and not np.array_equal(
-                tensor.view(np.uint8), _read(self.twin).view(np.uint8)
-            ):
-                raise ValueError(f"{stored.tensor.name} differs from {self.twin.tensor.name}, its other name")
+            tensor = read_tensor(stored.tensor, stored.file, stored.file.parent)
             put_back(tensor.astype(dtype, copy=False), part, out)
         return out
-
-
-def _read(stored: Stored) -> Array:
-    return read_tensor(stored.tensor, stored.file, stored.file.parent)
 
 
 def tensor_files(location: Path) -> list[Path]:
@@ -186,39 +176,17 @@ def tensor_leaves(location: Path, shapes: Mapping[str, Shape]) -> dict[str, tupl
     if lines := mismatches(found, wanted):
         raise _mismatch(location, lines, found, wanted)
     _check_types(location, stored, parts, plain)
-    twin = _twin(location, stored, plain)
     return {
-        path: _leaf([(part, stored[plain[part.name]]) for part in each], tuple(shapes[path]), twin)
+        path: _leaf([(part, stored[plain[part.name]]) for part in each], tuple(shapes[path]))
         for path, each in parts.items()
     }
 
 
-def _twin(location: Path, stored: Mapping[str, Stored], plain: Mapping[str, str]) -> Stored | None:
-    """The token table by its second name, beside the first; None if it is there once."""
-    first = stored[plain[TABLE_NAMES[0]]]
-    # It is the one that has no plain name of its own.
-    second = next((stored[name] for name in sorted(stored.keys() - plain.values())), None)
-    if second is None:
-        return None
-    if (first.tensor.shape, first.tensor.dtype) != (second.tensor.shape, second.tensor.dtype):
-        raise _damaged(
-            location,
-            f"{first.tensor.name} and {second.tensor.name} are two names of one table, and differ in shape or"
-            " type",
-            f"{list(first.tensor.shape)} {first.tensor.dtype}",
-            f"{list(second.tensor.shape)} {second.tensor.dtype}",
-        )
-    return second
-
-
-def _leaf(
-    parts: list[tuple[Part, Stored]], shape: Shape, twin: Stored | None
-) -> tuple[np.dtype[Any], Tensors]:
-    second = twin if parts[0][0].name == TABLE_NAMES[0] else None
+def _leaf(parts: list[tuple[Part, Stored]], shape: Shape) -> tuple[np.dtype[Any], Tensors]:
     dtype = NUMPY[parts[0][1].tensor.dtype]
     # float16 is none of the model's own types; float32 holds each of its values.
     dtype = np.dtype(np.float32) if dtype == np.float16 else dtype
-    return dtype, Tensors(parts, shape, second)
+    return dtype, Tensors(parts, shape)
 
 
 def _check_types(
