@@ -248,6 +248,13 @@ def test_adapters_of_a_wrapped_model_are_those_of_the_model(prefix: str, tmp_pat
     assert set(found.whole) == {"action_in_proj.bias"}
 
 
+def test_the_bias_that_peft_saves_by_two_names_is_one(tmp_path: Path) -> None:
+    names = [f"{MODULE}.{way}bias" for way in ("", "modules_to_save.", "original_module.")]
+    arrays = dict(zip(names, (np.ones(4), np.ones(4), np.zeros(4)), strict=True))
+    found = open_peft(write_peft_file(tmp_path / "peft", arrays, bias="all"), {})
+    assert found.whole.keys() == {"action_in_proj.bias"}
+
+
 @pytest.mark.parametrize("start", [True, False, "gaussian", "eva", "orthogonal"])
 def test_a_start_that_leaves_the_base_as_it_is_is_read(start: object, tmp_path: Path) -> None:
     found = open_peft(write_peft_file(tmp_path / "peft", PAIR, init_lora_weights=start), {})

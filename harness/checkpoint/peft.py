@@ -55,6 +55,8 @@ FILE = "adapter_model.safetensors"
 _PREFIX = f"{WRAPPED}{PREFIX['lerobot']}"
 # A module that was trained whole, and the bias of a layer that has adapters.
 _WHOLE = re.compile(r"\.modules_to_save(?:\.default)?|\.base_layer(?=\.bias\Z)")
+# What a module was before it was trained whole: nothing reads it.
+_ORIGINAL = ".original_module."
 _PAIR = re.compile(r"\A(.+)\.lora_([AB])(?:\.default)?\.weight")
 
 
@@ -243,22 +245,28 @@ def _sorted(stored: Mapping[str, Stored]) -> tuple[dict[str, dict[str, Stored]],
     whole: dict[str, Stored] = {}
     prefix = prefix_of(stored)
     for name, each in stored.items():
-        if is_buffer(name):
+        if is_buffer(name) or _ORIGINAL in name:
             continue
         found = _PAIR.fullmatch(name)
         if found is not None:
             group, key = pairs.setdefault(f"{plain_name(found[1], prefix)}.weight", {}), found[2]
         else:
             group, key = whole, plain_name(_WHOLE.sub("", name), prefix)
-        if key in group:
-            raise ValueError(f"two tensors are one: {group[key].tensor.name} and {name}")
-        group[key] = each
+        other = group.setdefault(key, each)
+        # With bias: all PEFT saves the bias of a module that was trained whole by two names.
+        if other is not each and (group is not whole or not _equal(other, each)):
+            raise ValueError(f"two tensors are one: {other.tensor.name} and {name}")
     if any(len(pair) != 2 for pair in pairs.values()):
         raise ValueError("a lora_A without its lora_B, or the reverse")
     if not stored:
         raise ValueError("a file without tensors")
     # Adapters of every linear layer have some of layers that nothing reads.
     return _without_unread(pairs), _without_unread(whole)
+
+
+def _equal(one: Stored, other: Stored) -> bool:
+    a, b = (read_tensor(each.tensor, each.file, each.file.parent) for each in (one, other))
+    return a.dtype == b.dtype and np.array_equal(a, b)
 
 
 def _without_unread(named: dict[str, Any]) -> dict[str, Any]:
