@@ -248,6 +248,16 @@ def test_adapters_of_a_wrapped_model_are_those_of_the_model(prefix: str, tmp_pat
     assert set(found.whole) == {"action_in_proj.bias"}
 
 
+def test_the_rank_of_patterns_that_peft_has_sorted_is_the_tensors(tmp_path: Path) -> None:
+    ranks = {"action_in_proj": 3, "model.action_in_proj": 2}
+    found = open_peft(write_peft_file(tmp_path / "one", PAIR, rank_pattern=ranks, lora_alpha=4), {})
+    assert found.scales == {"action_in_proj.weight": 2.0}
+    # Of two alphas nothing tells which was the first.
+    alphas = {"action_in_proj": 8, "model.action_in_proj": 4}
+    with pytest.raises(HarnessError, match="has rank 2"):
+        open_peft(write_peft_file(tmp_path / "two", PAIR, rank_pattern=ranks, alpha_pattern=alphas), {})
+
+
 def test_the_bias_that_peft_saves_by_two_names_is_one(tmp_path: Path) -> None:
     names = [f"{MODULE}.{way}bias" for way in ("", "modules_to_save.", "original_module.")]
     arrays = dict(zip(names, (np.ones(4), np.ones(4), np.zeros(4)), strict=True))
