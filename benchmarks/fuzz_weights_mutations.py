@@ -163,10 +163,11 @@ def _twice(path: Path, rng: random.Random) -> None:
 
 
 def _twin(path: Path, rng: random.Random) -> None:
-    """The token table by both of its names, with other numbers."""
+    """The token table beside a text head with other numbers, which nothing reads."""
     given = tensors(0)
-    table = given[TABLE_NAMES[0]]
-    given[TABLE_NAMES[1]] = table + np.float32(rng.random() + 0.1)
+    head, table = TABLE_NAMES
+    given[table] = given[head]
+    given[head] = given[table] + np.float32(rng.random() + 0.1)
     path.unlink()
     write(path, given)
 

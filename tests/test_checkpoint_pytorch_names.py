@@ -110,7 +110,7 @@ def test_matrices_larger_than_a_tile_are_turned_whole() -> None:
 def test_the_token_table_counts_once_and_prefixes_are_taken_off() -> None:
     assert plain_names({f"model.{TABLE_NAMES[1]}": 0}) == {TABLE_NAMES[0]: f"model.{TABLE_NAMES[1]}"}
     both = plain_names({f"model.{name}": 0 for name in TABLE_NAMES})
-    assert both == {TABLE_NAMES[0]: f"model.{TABLE_NAMES[0]}"}
+    assert both == {TABLE_NAMES[0]: f"model.{TABLE_NAMES[1]}"}
     assert plain_names({"_orig_mod.action_in_proj.bias": 0}) == {
         "action_in_proj.bias": "_orig_mod.action_in_proj.bias"
     }

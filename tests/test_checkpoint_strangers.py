@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import flax
+import ml_dtypes
 import numpy as np
 import pytest
 
 from benchmarks.fuzz_weights import read
-from benchmarks.fuzz_weights_mutations import INDEX, WHOLE, shapes, sharded, tensors, write
+from benchmarks.fuzz_weights_mutations import INDEX, WHOLE, join, shapes, sharded, split, tensors, write
 from harness.checkpoint.inspect import inspect
 from harness.checkpoint.item import read_item
 from harness.checkpoint.pytorch import find_pytorch
@@ -130,12 +134,6 @@ def test_the_index_by_its_own_name_means_its_shards(tmp_path: Path) -> None:
     assert found.tensors == len(tensors(0))
 
 
-def test_two_names_of_the_table_in_two_types_are_named_from_the_headers(tmp_path: Path) -> None:
-    given = tensors(0)
-    write(tmp_path / WHOLE, given | {TABLE_NAMES[1]: given[TABLE_NAMES[0]][:3]})
-    assert "two names of one table" in refused(tmp_path).what
-
-
 @pytest.mark.parametrize(
     "beside", ["ema.safetensors", "model-00001-of-00001.safetensors", "._model.safetensors"]
 )
@@ -193,9 +191,17 @@ def leads(ask: Callable[[Path], object], path: Path) -> str:
         ("models--a--b/snapshots/ab12/model.safetensors", "models--a--b", "models--a--b/snapshots/ab12"),
         ("checkpoint-500/model.safetensors.index.json", ".", "checkpoint-500"),
         ("7/pretrained_model/model.safetensors 7/training_state/a", "7/training_state", "7/pretrained_model"),
-        ("zero_to_fp32.py step9/mp_rank_00_model_states.pt", "step9", "--safe_serialization"),
+        ("zero_to_fp32.py step9/mp_rank_00_model_states.pt", "step9", "--tag step9 --safe_serialization"),
+        ("step9/zero_pp_rank_0_mp_rank_00_optim_states.pt", ".", "zero_to_fp32 . OUT --tag step9 "),
         ("pytorch_model_fsdp_0/__0_0.distcp scheduler.bin", ".", "accelerate merge-weights"),
-        ("pytorch_model.bin", "pytorch_model.bin", "torch.load"),
+        ("pytorch_model.bin optimizer.bin", "pytorch_model.bin", "model.safetensors pytorch_model.bin,"),
+        ("a-00001-of-00002.bin a-00002-of-00002.bin", ".", "a-00001-of-00002.bin a-00002-of-00002.bin,"),
+        ("checkpoints/last.ckpt", ".", "checkpoints/last.ckpt"),
+        ("checkpoint_10/_METADATA", ".", "checkpoint_10"),
+        ("models--a--b/blobs/x.incomplete", "models--a--b", "hf download a/b "),
+        (".cache/huggingface/download/x.incomplete config.json", ".", "not finished"),
+        ("pt_224.npz", "pt_224.npz", "those of PaliGemma"),
+        ("model.gguf", ".", "GGUF"),
     ],
 )
 def test_what_holds_no_weights_leads_to_those_that_it_has(
@@ -205,7 +211,59 @@ def test_what_holds_no_weights_leads_to_those_that_it_has(
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"PK")
     for ask in (inspect, find_params):
-        assert way in leads(ask, tmp_path / named)
+        assert way in leads(ask, tmp_path / named).replace(f"{tmp_path}/", "").replace(str(tmp_path), ".")
+
+
+@pytest.mark.parametrize("name", ["weights.npz", "params.msgpack"])
+def test_the_fix_for_arrays_of_numpy_and_flax_writes_what_is_read(name: str, tmp_path: Path) -> None:
+    arrays = {"params/a/kernel": np.ones((2, 3), np.float32), "params/a/bias": np.ones(3, ml_dtypes.bfloat16)}
+    if name.endswith(".npz"):
+        np.savez(tmp_path / name, allow_pickle=False, **arrays)
+    else:
+        (tmp_path / name).write_bytes(
+            flax.serialization.to_bytes(flax.traverse_util.unflatten_dict(arrays, sep="/"))
+        )
+    fixes = {leads(ask, path) for ask in (inspect, find_params) for path in (tmp_path, tmp_path / name)}
+    (command,) = (re.sub(r"^[^:]*: |, and name OUT$", "", fix) for fix in fixes)
+    _, _, code, file, _ = shlex.split(command)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["-c", file, str(tmp_path / "out")])
+        exec(code, {})
+    item = read_item(tmp_path / "out")
+    assert not item.problems
+    assert {path: array.dtype for path, array in item.arrays.items()} == {
+        path: array.dtype.name for path, array in arrays.items()
+    }
+
+
+def test_weights_in_an_item_of_another_name_are_led_to(tmp_path: Path) -> None:
+    step = tmp_path / "10"
+    write_item(step / "default", {"a": normal(2)})
+    (step / "_CHECKPOINT_METADATA").write_text("{}")
+    for path in (tmp_path, step):
+        assert leads(find_params, path).endswith(str(step / "default"))
+        assert f"harness inspect {step / 'default'}" in inspect(path).findings[-1]
+    write_item(step / "params", {"a": normal(2)})
+    (step / "default").rename(step / "train_state")
+    assert leads(find_params, step / "train_state") == f"--set weights.source={step / 'params'}"
+    assert not any("another item" in finding for finding in inspect(tmp_path).findings)
+
+
+def test_quantized_weights_are_named_and_not_their_scales(tmp_path: Path) -> None:
+    write(tmp_path / WHOLE, tensors(0) | {"action_in_proj.SCB": np.ones(4)})
+    header, data = split(tmp_path / WHOLE)
+    header["action_in_proj.weight"]["dtype"] = "I32"
+    join(tmp_path / WHOLE, header, data)
+    assert "quantized" in refused(tmp_path).what
+    assert "from which these were made" in refused(tmp_path).fix
+
+
+def test_the_step_that_lerobot_links_as_the_last_has_its_number(tmp_path: Path) -> None:
+    (tmp_path / "000020/pretrained_model").mkdir(parents=True)
+    write(tmp_path / "000020/pretrained_model" / WHOLE, tensors(0))
+    (tmp_path / "last").symlink_to("000020")
+    for path in (tmp_path / "last", tmp_path / "last/pretrained_model"):
+        assert inspect(path).step == 20
 
 
 def test_a_name_on_the_hub_is_to_be_downloaded() -> None:

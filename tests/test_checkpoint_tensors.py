@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from benchmarks.fuzz_weights import judge, read
 from benchmarks.fuzz_weights_mutations import MUTATIONS, WHOLE, shapes, sharded, tensors, write
+from harness.checkpoint.inspect_pytorch import inspect_pytorch
 from harness.checkpoint.pytorch_names import PREFIX, TABLE_NAMES, UNUSED_HEAD
 from harness.checkpoint.source import find_params
 from harness.checkpoint.tensors import tensor_leaves
@@ -65,6 +67,18 @@ def test_the_table_by_its_other_name_is_read(tmp_path: Path) -> None:
     table = given.pop(TABLE_NAMES[0])
     write(tmp_path / WHOLE, {**given, TABLE_NAMES[1]: table})
     assert np.array_equal(read(tmp_path)["PaliGemma/llm/embedder/input_embedding"], table)
+
+
+def test_the_table_beside_another_text_head_is_what_is_looked_up(tmp_path: Path) -> None:
+    """LeRobot 0.6.1 does not tie the two: training moves the table, and saves both."""
+    given = tensors(1)
+    head, table = (f"{PREFIX['lerobot']}{name}" for name in TABLE_NAMES)
+    given[table] = given[head] + 1
+    write(tmp_path / WHOLE, given)
+    assert np.array_equal(read(tmp_path)["PaliGemma/llm/embedder/input_embedding"], given[table])
+    found = inspect_pytorch(tmp_path)
+    assert found is not None
+    assert found.parameters_total == sum(math.prod(shape) for shape in shapes().values())
 
 
 def test_a_missing_unused_head_is_no_loss_and_another_missing_tensor_is_named(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from harness.checkpoint.steps import (
     recorded_recipe,
     recorded_tiles,
     recorded_trainer,
+    step_findings,
 )
 from harness.checkpoint.trained import lora_findings, trained_paths
 from harness.errors import HarnessError
@@ -74,7 +75,7 @@ def inspect(
         raise unreadable(path, error) from error
     if found.denied and not steps and not interrupted:
         raise unreadable(path, found.denied) from found.denied
-    findings = [*found.findings, *_step_findings(steps)]
+    findings = [*found.findings, *step_findings(steps)]
     partial = found.partial
     base: dict[str, object] = {
         "path": str(path),
@@ -167,20 +168,6 @@ def _describe(step: Step, recipe: Recipe | None, *, deep: bool, against: str | N
         "findings": findings,
         "unknown": unknown,
     }
-
-
-def _step_findings(steps: list[Step]) -> list[str]:
-    broken = [
-        f"step {s.report.step} is not whole: {'; '.join(s.report.missing[:3])}{s.use}"
-        for s in steps
-        if not s.report.complete
-    ]
-    # Its parameters may be all that somebody wants of it.
-    return broken + [
-        f"the run does not resume from {s.path.name}: it lacks {'; '.join(s.lacks[:3])}"
-        for s in steps
-        if s.report.complete and s.lacks
-    ]
 
 
 def _layout(steps: list[Step], found: Found) -> Layout | None:

@@ -34,7 +34,7 @@ from harness.checkpoint.pytorch import (
     step_of,
     weights_location,
 )
-from harness.checkpoint.pytorch_names import is_buffer, is_pi0, is_unread, plain_name, prefix_of
+from harness.checkpoint.pytorch_names import TABLE_NAMES, is_buffer, is_pi0, is_unread, plain_name, prefix_of
 from harness.checkpoint.safetensors import NUMPY, Tensor, read_whole_header
 from harness.checkpoint.tensors import tensor_leaves
 from harness.errors import HarnessError
@@ -247,9 +247,11 @@ def _part(name: str) -> str:
 def _by_part(read: list[_Read]) -> dict[str, list[_Read]]:
     groups: dict[str, list[_Read]] = defaultdict(list)
     prefix = prefix_of(each.tensor.name for each in read)
-    for each in read:
+    plain = [plain_name(each.tensor.name, prefix) for each in read]
+    head, table = TABLE_NAMES
+    for each, own in zip(read, plain, strict=True):
         name = each.tensor.name
-        unused = _UNUSED if is_unread(plain_name(name, prefix)) else _part(name)
+        unused = _UNUSED if is_unread(own) or (own == head and table in plain) else _part(name)
         groups[_BUFFERS if is_buffer(name) else unused].append(each)
     return dict(sorted(groups.items()))
 

@@ -55,6 +55,8 @@ FILE = "adapter_model.safetensors"
 _PREFIX = f"{WRAPPED}{PREFIX['lerobot']}"
 # A module that was trained whole, and the bias of a layer that has adapters.
 _WHOLE = re.compile(r"\.modules_to_save(?:\.default)?|\.base_layer(?=\.bias\Z)")
+# What a module was before it was trained whole: nothing reads it.
+_ORIGINAL = ".original_module."
 _PAIR = re.compile(r"\A(.+)\.lora_([AB])(?:\.default)?\.weight")
 
 
@@ -97,7 +99,7 @@ def write_peft(
     """
     parts = parts_of({path: leaves[path].shape for path in [*adapters, *trained] if path in leaves})
     arrays = dict(_arrays(leaves, adapters, parts))
-    whole = {f"{_PREFIX}{part.name}": (path, part) for path in trained for part in parts[path]}
+    whole = {_whole_name(part): (path, part) for path in trained for part in parts[path]}
     planned = [Planned(name, array.shape, "float32") for name, (array, _) in arrays.items()]
     planned += [Planned(name, part.shape, "float32") for name, (_, part) in whole.items()]
 
@@ -106,11 +108,16 @@ def write_peft(
         for path in trained:
             leaf = leaves[path].read(np.dtype(np.float32))
             for part in parts[path]:
-                yield f"{_PREFIX}{part.name}", turned(leaf, part)
+                yield _whole_name(part), turned(leaf, part)
 
     written = write_tensors(directory / FILE, planned, each(), metadata=metadata)
     write_atomic(directory / CONFIG, json.dumps(_config(arrays, whole, base), indent=2) + "\n")
     return written
+
+
+def _whole_name(part: Part) -> str:
+    """The name of a tensor that was trained whole: the table's own, not that of the head that shares it."""
+    return f"{_PREFIX}{part.name}".replace(*TABLE_NAMES)
 
 
 def _arrays(
@@ -238,16 +245,17 @@ def _sorted(stored: Mapping[str, Stored]) -> tuple[dict[str, dict[str, Stored]],
     whole: dict[str, Stored] = {}
     prefix = prefix_of(stored)
     for name, each in stored.items():
-        if is_buffer(name):
+        if is_buffer(name) or _ORIGINAL in name:
             continue
         found = _PAIR.fullmatch(name)
         if found is not None:
-            group, key = pairs.setdefault(f"{_plain(found[1], prefix)}.weight", {}), found[2]
+            group, key = pairs.setdefault(f"{plain_name(found[1], prefix)}.weight", {}), found[2]
         else:
-            group, key = whole, _plain(_WHOLE.sub("", name), prefix)
-        if key in group:
-            raise ValueError(f"two tensors are one: {group[key].tensor.name} and {name}")
-        group[key] = each
+            group, key = whole, plain_name(_WHOLE.sub("", name), prefix)
+        other = group.setdefault(key, each)
+        # With bias: all PEFT saves the bias of a module that was trained whole by two names.
+        if other is not each and (group is not whole or not _equal(other, each)):
+            raise ValueError(f"two tensors are one: {other.tensor.name} and {name}")
     if any(len(pair) != 2 for pair in pairs.values()):
         raise ValueError("a lora_A without its lora_B, or the reverse")
     if not stored:
@@ -256,13 +264,16 @@ def _sorted(stored: Mapping[str, Stored]) -> tuple[dict[str, dict[str, Stored]],
     return _without_unread(pairs), _without_unread(whole)
 
 
+def _equal(one: Stored, other: Stored) -> bool:
+    a, b = (read_tensor(each.tensor, each.file, each.file.parent) for each in (one, other))
+    return a.dtype == b.dtype and np.array_equal(a, b)
+
+
 def _without_unread(named: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in named.items() if not is_unread(key)}
-
-
-def _plain(name: str, prefix: str) -> str:
-    plain = plain_name(name, prefix)
-    return TABLE_NAMES[0] if plain == TABLE_NAMES[1] else plain
+    """What changes the network, by the names of our table."""
+    head, table = TABLE_NAMES
+    read = {key: value for key, value in named.items() if not is_unread(key) and key != head}
+    return {head if key == table else key: value for key, value in read.items()}
 
 
 def _mismatch(directory: Path, name: str, got: object, need: object) -> HarnessError:

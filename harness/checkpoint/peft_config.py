@@ -86,8 +86,12 @@ def _scale(config: Mapping[str, Any], alphas: _Patterns, ranks: _Patterns, first
     whole = re.sub(r"\.lora_A(?:\.default)?\.weight\Z", "", first.name)
     # PEFT's patterns name the modules of what it wrapped.
     module, rank = whole.partition(WRAPPED)[2] or whole, first.shape[0]
-    alpha = float(_named(alphas, module, config["lora_alpha"]))
-    if not 0 < rank <= _LARGEST_RANK or rank != int(_named(ranks, module, config["r"])):
+    named = _named(alphas, module) or [config["lora_alpha"]]
+    alpha, known = float(named[0]), [int(each) for each in _named(ranks, module) or [config["r"]]]
+    # PEFT sorts patterns as it saves them. So the tensor says which of them was the first in training; PEFT
+    # itself cannot load such adapters again.
+    sorted_since = rank in known and len(set(named)) == 1
+    if not 0 < rank <= _LARGEST_RANK or not (rank == known[0] or sorted_since):
         raise ValueError(f"{one_line(module)} has rank {rank}, the configuration says another")
     if not math.isfinite(alpha):
         raise ValueError(f"{one_line(module)} has an alpha that is not finite")
@@ -112,17 +116,18 @@ def _patterns(config: Mapping[str, Any], key: str) -> _Patterns:
     return found
 
 
-def _named(patterns: _Patterns, module: str, default: Any) -> Any:
-    """The value of the first pattern that names the module, or its last parts.
+def _named(patterns: _Patterns, module: str) -> list[Any]:
+    """The values of the patterns that name the module, or its last parts. PEFT takes the first.
 
     Source: huggingface/peft 0.19 src/peft/utils/other.py `get_pattern_key`.
     """
     own = module.split(".")
+    found = []
     for whole, parts, value in patterns:
         last = own[-len(parts) :]
         if len(own if whole else last) == len(parts) and all(
             one == other or (one in _DIGITS and other.isdecimal())
             for one, other in zip(parts, last, strict=True)
         ):
-            return value
-    return default
+            found.append(value)
+    return found

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from harness.checkpoint.elsewhere import way_on
+from harness.checkpoint.elsewhere import PICKLES, way_on
 from harness.checkpoint.format import DAMAGE, first_line
 from harness.checkpoint.pytorch_names import prefix_of
 from harness.checkpoint.safetensors import Tensor, read_header
@@ -37,15 +37,14 @@ _TENSORS = ".safetensors"
 POLICY_CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 # Names that only the tensors of π0 and π0.5 have.
 _OURS = re.compile(r"paligemma_with_expert\.|(?:^|\.)action_(?:in|out)_proj\.")
-# Pickles: loading one runs the code in it. They are named in the report and not loaded; only their first
-# bytes are read, to recognize a pointer of Git LFS.
-_PICKLES = (".pt", ".pth", ".bin", ".ckpt")
+# Of all of its files: shards have a part of the tensors each.
 _UNPICKLE = (
-    "import sys, torch; from safetensors.torch import save_file;"
-    ' t = torch.load(sys.argv[1], map_location="cpu", weights_only=True);'
-    ' t = next((t[k] for k in ("state_dict", "model", "module") if k in t), t);'
-    " save_file({k: v.clone().contiguous() for k, v in t.items()}, sys.argv[2])"
+    "import sys, torch; from safetensors.torch import save_file; out, *files = sys.argv[1:];"
+    ' ts = [torch.load(f, map_location="cpu", weights_only=True) for f in files];'
+    ' ts = [next((t[k] for k in ("state_dict", "model", "module") if k in t), t) for t in ts];'
+    " save_file({k: v.clone().contiguous() for t in ts for k, v in t.items()}, out)"
 )
+_PICKLED_SHARD = re.compile(r".+-\d{5}-of-\d{5}\.bin\Z")
 _POLICY, _STATE = "pretrained_model", "training_state"
 _MOST_FILES = 1000
 # Statistics of LeRobot's pipelines lie beside the weights. Source: lerobot src/lerobot/processor/pipeline.py
@@ -100,7 +99,12 @@ def refuse_pytorch(path: Path) -> None:
 def _fix(found: Weights) -> str:
     if found.pickles:
         # What the trainers save: the tensors by name, or a mapping that has them under one of three keys.
-        command = f"python -c {shlex.quote(_UNPICKLE)} FILE {WEIGHTS_FILE}"
+        files = _files(found.path if found.path.is_dir() else found.path.parent)
+        shards = [file for file in files if _PICKLED_SHARD.match(file.name)]
+        if found.path in files and found.path not in shards:
+            files, shards = [found.path], []
+        named = " ".join(map(word, shards or files)) if shards or len(files) == 1 else "FILE"
+        command = f"python -c {shlex.quote(_UNPICKLE)} {WEIGHTS_FILE} {named}"
         return f"where PyTorch is: {command}, and name what that writes"
     if found.unread and not found.tensors:
         return "copy or download the files again"
@@ -175,8 +179,12 @@ def _chosen(directory: Path) -> Path | None:
 
 
 def step_of(location: Path) -> int | None:
-    """The step in the name of the directory `location`, or in the name above LeRobot's policy directory."""
-    return step_number(location.parent.name if location.name == _POLICY else location.name)
+    """The step in the name of the directory `location`, or in the name above LeRobot's policy directory.
+
+    LeRobot links the newest step as `last`: the step is that of the link's target.
+    """
+    step = location.parent if location.name == _POLICY else location
+    return step_number(step.resolve().name if step.is_symlink() else step.name)
 
 
 def _contents(found: Weights) -> str:
@@ -201,7 +209,7 @@ def find_pytorch(path: Path) -> Weights | None:
         files = _files(path.parent)
         return _weights(path.parent, files, path) if files else None
     if path.is_file():
-        named = path.suffix == _TENSORS or path.suffix in _PICKLES
+        named = path.suffix == _TENSORS or path.suffix in PICKLES
         file = named_file(path)
         return _weights(file.parent, [file], file) if named else None
     for directory in _directories(path):
@@ -239,7 +247,7 @@ def _files(directory: Path) -> list[Path]:
         entry
         for entry in directory.iterdir()
         # macOS leaves files `._NAME` beside those that it copies.
-        if entry.suffix in (_TENSORS, *_PICKLES) and not entry.name.startswith(".")
+        if entry.suffix in (_TENSORS, *PICKLES) and not entry.name.startswith(".")
     )[:_MOST_FILES]
     tensors = [
         file

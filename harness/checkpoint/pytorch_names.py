@@ -36,11 +36,13 @@ _GEMMA = f"{_BOTH}paligemma.model.language_model"
 _EXPERT = f"{_BOTH}gemma_expert.model"
 _VISION = f"{_BOTH}paligemma.model.vision_tower.vision_model"
 
-# The token table has two names, because the head that predicts text shares it. A file holds one of the two:
-# safetensors' `save_model` keeps the first by alphabet. LeRobot makes the second from the first, and loads
-# nothing at all from a file that has only the second; it says so in one printed line. Source:
+# The token table has two names. The head that predicts text shares the table of PaliGemma, and no computation
+# of π0.5 reads that head; what is looked up is the second. Most files hold one of the two: safetensors'
+# `save_model` keeps the first by alphabet. LeRobot makes the second from the first, and loads nothing at all
+# from a file that has only the second; it says so in one printed line. Its policies of transformers 5 do not
+# tie the two, so training moves the second alone, and files hold both. Source:
 # safetensors/bindings/python/py_src/safetensors/torch.py `_remove_duplicate_names`; lerobot modeling_pi05.py
-# `from_pretrained` and `_fix_pytorch_state_dict_keys`.
+# `from_pretrained` and `_fix_pytorch_state_dict_keys`, 0.6.1.
 TABLE_NAMES = (f"{_BOTH}paligemma.lm_head.weight", f"{_GEMMA}.embed_tokens.weight")
 # The text head of the action expert, [vocabulary, D]. No computation of π0.5 reads it, and our model does not
 # have it. Both programs ask for it when they load, so it is written as zeros, and skipped when it is read.
@@ -275,7 +277,7 @@ def tensor_shapes(model: Model, program: Program) -> dict[str, Shape]:
 def plain_names(names: Iterable[str]) -> dict[str, str]:
     """Name without a program's or a wrapper's prefix and in its first form → name in the file.
 
-    The token table counts once.
+    The token table counts once: of a file with both names it is the one that is looked up.
     Raises: ValueError if two tensors have the same plain name.
     """
     given = list(names)
@@ -283,7 +285,7 @@ def plain_names(names: Iterable[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     plains = {name: plain_name(name, prefix) for name in given}
     for name, own in plains.items():
-        if own == TABLE_NAMES[1] and TABLE_NAMES[0] in plains.values():
+        if own == TABLE_NAMES[0] and TABLE_NAMES[1] in plains.values():
             continue
         plain = TABLE_NAMES[0] if own == TABLE_NAMES[1] else own
         if plain in found:

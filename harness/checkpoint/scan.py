@@ -13,7 +13,7 @@ from pathlib import Path
 
 from harness.artifacts import Checkpoint, InterruptedSave, Manifest
 from harness.artifacts.plan import Backend
-from harness.checkpoint.elsewhere import way_on
+from harness.checkpoint.elsewhere import kind_of, way_on
 from harness.checkpoint.files import files_of, stray_problem
 from harness.checkpoint.pytorch import refuse_pytorch
 from harness.errors import HarnessError
@@ -74,7 +74,7 @@ def find(path: Path) -> Found:
         root = path.resolve(strict=True)
         if not root.is_dir():
             refuse_pytorch(path)
-            raise _not_a_checkpoint(path, "a file", way_on(root))
+            raise _not_a_checkpoint(path, kind_of(root) or "a file", way_on(root))
         found = Found(root)
         _fill(found)
         if not any(item in items for _, _, items in found.steps for item in (*TREES, HARNESS)):
@@ -246,7 +246,9 @@ def _not_a_checkpoint(path: Path, got: str, fix: str | None = None) -> HarnessEr
 
 
 def _empty(path: Path, found: Found) -> HarnessError:
-    if found.run:
+    way = None if found.run is None or (found.run / MANIFEST).is_file() else way_on(found.run)
+    # Others call a directory `checkpoints` too.
+    if found.run and way is None:
         saves = found.run / CHECKPOINTS
         others = sorted(child.name for child in saves.iterdir()) if saves.is_dir() else []
         return HarnessError(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from harness.artifacts.checkpoint import VALUE_DTYPES
-from harness.checkpoint.elsewhere import way_on
+from harness.checkpoint.elsewhere import kind_of, way_on
 from harness.checkpoint.files import leads_out
 from harness.checkpoint.format import DAMAGE, Shapes, mismatches
 from harness.checkpoint.item import read_item
@@ -30,6 +30,7 @@ from harness.run.steps import (
     INTERRUPTED,
     METADATA,
     PARAMS,
+    TRAIN_STATE,
     is_interrupted,
     is_whole,
     step_directories,
@@ -116,7 +117,9 @@ def find_params(path: Path) -> Path:
             refuse_pytorch(path)
         raise HarnessError(
             "weights-missing",
-            f"{path} is a file, and no weights" if is_file else f"there is no directory {path}",
+            f"{path} is {kind_of(path) or 'a file'}, and no weights that are read"
+            if is_file
+            else f"there is no directory {path}",
             need="an openpi params or step directory, a directory of safetensors, gs://… or https://…",
             fix=way_on(path)
             or f"mount it into the container, or correct weights.source, for example {_PUBLISHED}",
@@ -129,6 +132,7 @@ def find_params(path: Path) -> Path:
             fix=f"take a finished step beside it (harness inspect {word(path.parent)} lists them)",
         )
     if (path / METADATA).is_file():
+        _refuse_state(path)
         return path
     if (path / PARAMS / METADATA).is_file():
         check_stays(path / PARAMS, path)
@@ -145,6 +149,18 @@ def find_params(path: Path) -> Path:
         need="an Orbax params directory as openpi saves it",
         fix=way_on(path) or f"give the {PARAMS} directory of a checkpoint, for example {_PUBLISHED}",
     )
+
+
+def _refuse_state(item: Path) -> None:
+    """Refuses the trainer's state where the parameters of the same step lie beside it."""
+    if item.name == TRAIN_STATE and (item.with_name(PARAMS) / METADATA).is_file():
+        raise HarnessError(
+            "weights-not-a-checkpoint",
+            f"{item} is the trainer's state: optimizer and counters, not the weights of the step",
+            got=TRAIN_STATE,
+            need=f"the {PARAMS} beside it",
+            fix=f"--set {word(f'weights.source={item.with_name(PARAMS)}')}",
+        )
 
 
 def _refuse_several(path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from harness.artifacts import CheckpointItem, CheckpointStep
 from harness.artifacts.plan import Backend
 from harness.checkpoint import source
+from harness.checkpoint.elsewhere import item_below
 from harness.checkpoint.files import files_of, stray_problem
 from harness.checkpoint.format import DAMAGE
 from harness.checkpoint.item import Array, Item, read_item
@@ -18,6 +19,7 @@ from harness.checkpoint.tiles import Tiled, tiled_from
 from harness.errors import HarnessError
 from harness.received.files import ARTIFACT_BYTES, UnsafeFile
 from harness.received.json import read_json
+from harness.received.text import word
 from harness.recipe.schema import Recipe
 from harness.run.steps import ASSETS, DIGESTS, PARAMS, RECORD, TRAIN_STATE, TREES, is_own, is_whole
 
@@ -115,6 +117,29 @@ def _read_step(number: int | None, path: Path, items: dict[str, Path], backend: 
         is_own(path, backend or ANYBODY) and is_whole(path, backend or ANYBODY),
         lacks,
     )
+
+
+def step_findings(steps: list[Step]) -> list[str]:
+    """What is told of steps that are not whole, or that their run does not resume from."""
+    broken = [
+        f"{s.path.name if s.report.step is None else f'step {s.report.step}'} is not whole: "
+        + "; ".join(s.report.missing[:3])
+        + s.use
+        for s in steps
+        if not s.report.complete
+    ]
+    # Orbax's managers call the item as its writer did: `default`, `state`.
+    broken += [
+        f"weights of {s.path.name} may lie in another item: harness inspect {word(item)}"
+        for s in steps
+        if PARAMS not in s.items and (item := item_below(s.path)) is not None
+    ]
+    # Its parameters may be all that somebody wants of it.
+    return broken + [
+        f"the run does not resume from {s.path.name}: it lacks {'; '.join(s.lacks[:3])}"
+        for s in steps
+        if s.report.complete and s.lacks
+    ]
 
 
 def has_weights(step: CheckpointStep) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,6 @@ import numpy as np
 
 from harness.checkpoint.format import DAMAGE, first_line, mismatches
 from harness.checkpoint.pytorch_names import (
-    TABLE_NAMES,
     Part,
     is_buffer,
     is_pi0,
@@ -52,7 +52,6 @@ class Tensors(NamedTuple):
 
     parts: list[tuple[Part, Stored]]
     shape: Shape
-    twin: Stored | None = None
 
     def read(self, dtype: np.dtype[Any]) -> Array:
         """The parameter, cast to `dtype`. Beside it, one of its tensors is in memory.
@@ -61,17 +60,9 @@ class Tensors(NamedTuple):
         """
         out = np.empty(self.shape, dtype)
         for part, stored in self.parts:
-            tensor = _read(stored)
-            if self.twin is not None and not np.array_equal(
-                tensor.view(np.uint8), _read(self.twin).view(np.uint8)
-            ):
-                raise ValueError(f"{stored.tensor.name} differs from {self.twin.tensor.name}, its other name")
+            tensor = read_tensor(stored.tensor, stored.file, stored.file.parent)
             put_back(tensor.astype(dtype, copy=False), part, out)
         return out
-
-
-def _read(stored: Stored) -> Array:
-    return read_tensor(stored.tensor, stored.file, stored.file.parent)
 
 
 def tensor_files(location: Path) -> list[Path]:
@@ -179,43 +170,23 @@ def tensor_leaves(location: Path, shapes: Mapping[str, Shape]) -> dict[str, tupl
         raise _damaged(location, str(error)) from error
     parts = parts_of(shapes)
     wanted = {part.name: part.shape for each in parts.values() for part in each}
+    # A quantized file has further tensors, and other shapes: what it is says more than those.
+    _refuse_types(location, {stored[full].tensor.dtype for name, full in plain.items() if name in wanted})
     found = {name: stored[full].tensor.shape for name, full in plain.items() if not is_unread(name)}
     if lines := mismatches(found, wanted):
         raise _mismatch(location, lines, found, wanted)
     _check_types(location, stored, parts, plain)
-    twin = _twin(location, stored, plain)
     return {
-        path: _leaf([(part, stored[plain[part.name]]) for part in each], tuple(shapes[path]), twin)
+        path: _leaf([(part, stored[plain[part.name]]) for part in each], tuple(shapes[path]))
         for path, each in parts.items()
     }
 
 
-def _twin(location: Path, stored: Mapping[str, Stored], plain: Mapping[str, str]) -> Stored | None:
-    """The token table by its second name, beside the first; None if it is there once."""
-    first = stored[plain[TABLE_NAMES[0]]]
-    # It is the one that has no plain name of its own.
-    second = next((stored[name] for name in sorted(stored.keys() - plain.values())), None)
-    if second is None:
-        return None
-    if (first.tensor.shape, first.tensor.dtype) != (second.tensor.shape, second.tensor.dtype):
-        raise _damaged(
-            location,
-            f"{first.tensor.name} and {second.tensor.name} are two names of one table, and differ in shape or"
-            " type",
-            f"{list(first.tensor.shape)} {first.tensor.dtype}",
-            f"{list(second.tensor.shape)} {second.tensor.dtype}",
-        )
-    return second
-
-
-def _leaf(
-    parts: list[tuple[Part, Stored]], shape: Shape, twin: Stored | None
-) -> tuple[np.dtype[Any], Tensors]:
-    second = twin if parts[0][0].name == TABLE_NAMES[0] else None
+def _leaf(parts: list[tuple[Part, Stored]], shape: Shape) -> tuple[np.dtype[Any], Tensors]:
     dtype = NUMPY[parts[0][1].tensor.dtype]
     # float16 is none of the model's own types; float32 holds each of its values.
     dtype = np.dtype(np.float32) if dtype == np.float16 else dtype
-    return dtype, Tensors(parts, shape, second)
+    return dtype, Tensors(parts, shape)
 
 
 def _check_types(
@@ -225,17 +196,7 @@ def _check_types(
 
     A layer in another type than its neighbours is of another run, or its header is not true.
     """
-    kinds = {each.tensor.dtype for each in stored.values()}
-    strange = sorted(kinds - NUMPY.keys())
-    if strange or {"F16", "BF16"} <= kinds:
-        raise _damaged(
-            location,
-            f"tensors of type {', '.join(strange)}: no weights of a network"
-            if strange
-            else "float16 beside bfloat16: no trainer saves both",
-            need="tensors in float32, bfloat16, float16 or float64",
-            fix="name the weights from which these were made",
-        )
+    _refuse_types(location, {each.tensor.dtype for each in stored.values()})
     for path, each in parts.items():
         types = {stored[plain[part.name]].tensor.dtype: part.name for part in each}
         if len(types) > 1:
@@ -244,6 +205,20 @@ def _check_types(
                 location,
                 f"layers of {path} are of several types ({first}: {a}, {second}: {b}): files of two runs",
             )
+
+
+def _refuse_types(location: Path, kinds: AbstractSet[str]) -> None:
+    """Refuses types in which no trainer keeps weights, such as those of quantized files."""
+    strange = sorted(kinds - NUMPY.keys())
+    if strange or {"F16", "BF16"} <= kinds:
+        raise _damaged(
+            location,
+            f"tensors of type {', '.join(strange)}: no weights of a network, or quantized ones"
+            if strange
+            else "float16 beside bfloat16: no trainer saves both",
+            need="tensors in float32, bfloat16, float16 or float64",
+            fix="name the weights from which these were made",
+        )
 
 
 def _refuse_others(location: Path, stored: Mapping[str, Stored]) -> None:
