@@ -79,6 +79,7 @@ class Server:
         self._busy: set[ServerConnection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._stop, self._hurry = asyncio.Event(), asyncio.Event()
+        self._lacking: set[str] = set()
         self.ended_by = "stop"
 
     def stop(self, why: str = "stop") -> None:
@@ -242,6 +243,7 @@ class Server:
             decoded = await loop.run_in_executor(self._readers, self._desk.read, frame)
             if decoded.asked.is_cut and self._tally.cut():
                 self._warn(_cut(decoded.asked.prompt_length, len(decoded.asked.tokens)))
+            self._tell_lacking(self._desk.lacking(decoded.asked))
             # Without a seed of the client's own: the number of its request on this connection.
             seed = asked if decoded.asked.seed is None else decoded.asked.seed
             future = asyncio.wrap_future(self._desk.batcher.submit(decoded.asked, seed))
@@ -261,6 +263,15 @@ class Server:
         except Exception as error:
             self._tally.ended("failed")
             return _Answer(sentence(_unforeseen(error)))
+
+    def _tell_lacking(self, cameras: set[str]) -> None:
+        """Says once of each camera that a request came without its picture."""
+        for camera in sorted(cameras - self._lacking):
+            self._warn(
+                f"a request has no picture of {camera}: the model does not see that camera, as in openpi's"
+                " server"
+            )
+        self._lacking |= cameras
 
     async def _drain(self, listener: Listener) -> None:
         """Closes the port and every idle connection, and waits for those that are being answered."""
