@@ -132,7 +132,7 @@ def test_alohas_map_of_pictures_is_taken_as_openpis_example_client_sends_it(tmp_
         fewer = {name: picture for name, picture in images.items() if name not in lost}
         asked = reader.read({"state": np.ones(14), "images": fewer, "prompt": "do something"})
         assert len(asked.images) == 3 - len(lost)
-        with pytest.raises(HarnessError, match="lacks the camera (left|right)_wrist_0_rgb"):
+        with pytest.raises(HarnessError, match=r"lacks the camera (left|right)_wrist_0_rgb"):
             reader.read({"state": np.ones(14), "images": fewer | {"cam_right": images["cam_high"]}})
     with pytest.raises(HarnessError, match="lacks the camera base_0_rgb"):
         reader.read({"state": np.ones(14), "images": {"cam_left_wrist": images["cam_high"]}})
