@@ -123,11 +123,14 @@ def test_what_was_asked_and_answered_is_recorded_without_the_key(tmp_path: Path)
 def test_a_recording_ends_at_its_limit_and_counts_earlier_ones(tmp_path: Path) -> None:
     (tmp_path / "record-old.msgpack").write_bytes(b"x" * 1000)
     recorder = Recorder(tmp_path, limit_bytes=1500)
-    for _ in range(10):
-        recorder.add(1, b"x" * 100, b"y")
+    told = [recorder.add(1, b"x" * 100, b"y") for _ in range(10)]
     recorder.close()
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 1500
-    assert "recording stopped" in recorder.summary()
+    # It is told once, and counts what is in the file.
+    assert [each for each in told if each] == [recorder.full]
+    kept = len(list(msgpack.Unpacker(recorder.path.open("rb"))))
+    assert 0 < kept == told.index(recorder.full)
+    assert f": {kept} requests; then recording stopped" in recorder.summary()
     (tmp_path / "file").write_text("")
     with pytest.raises(HarnessError) as caught:
         Recorder(tmp_path / "file")

@@ -161,7 +161,8 @@ class Server:
             del response.headers["Content-Type"]
             response.headers["Content-Type"] = MEDIA_TYPE
             return response
-        if path not in _PATHS:
+        # A reverse proxy may pass on a path of its own: a client of the policy is let in under any.
+        if path not in _PATHS and not request.headers.get_all("Upgrade"):
             return connection.respond(http.HTTPStatus.NOT_FOUND, f"there is /, {HEALTH} and {METRICS}\n")
         if self._stop.is_set() or len(self._open) >= self._settings.max_clients:
             self._tally.denied(unauthorized=False)
@@ -222,11 +223,14 @@ class Server:
                     answer.sampled.rows,
                 )
             if self._recorder is not None and isinstance(frame, bytes):
-                await asyncio.get_running_loop().run_in_executor(
-                    self._writer, self._recorder.add, number, frame, answer.frame
-                )
+                await self._record(self._recorder, number, frame, answer.frame)
             self._busy.discard(connection)
         await connection.close(CloseCode.GOING_AWAY, "the server is ending")
+
+    async def _record(self, recorder: Recorder, number: int, asked: bytes, answered: bytes | str) -> None:
+        loop = asyncio.get_running_loop()
+        if why := await loop.run_in_executor(self._writer, recorder.add, number, asked, answered):
+            self._warn(f"recording has stopped, requests are answered as before: {why}")
 
     async def _answer(
         self,
