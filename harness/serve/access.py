@@ -105,7 +105,7 @@ def check_open(host: str, key: Key | None, *, without_key: bool) -> None:
 
 
 def check_port(host: str, port: int) -> None:
-    """Checks that the port can be listened on now, on each address of the host, before minutes are spent on the weights.
+    """Checks that each address of the host can be listened on, before minutes are spent on the weights.
 
     Raises: HarnessError "port-taken".
     """
