@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import msgpack
@@ -10,7 +11,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 
 from harness.errors import HarnessError
-from harness.serve.access import Key, check_open, is_loopback, read_key
+from harness.serve.access import Key, check_open, check_port, is_loopback, read_key
 from harness.serve.client import Client
 from harness.serve.record import Recorder
 from harness.serve.wire import unpack
@@ -148,3 +149,13 @@ def test_a_key_that_this_user_may_not_read_is_kept(tmp_path: Path, monkeypatch: 
         read_key(tmp_path / "a key")
     assert "chmod u+rwX" in caught.value.fix
     assert "token_urlsafe" not in caught.value.fix
+
+
+def test_a_port_that_is_taken_on_one_address_of_a_host_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving() as running:
+        hosts = ("127.0.0.2", "127.0.0.1")
+        both = [socket.getaddrinfo(host, running.port, type=socket.SOCK_STREAM)[0] for host in hosts]
+        with monkeypatch.context() as patched:
+            patched.setattr(socket, "getaddrinfo", lambda *_, **__: both)
+            with pytest.raises(HarnessError, match="port-taken"):
+                check_port("two", running.port)

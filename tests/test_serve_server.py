@@ -298,16 +298,6 @@ def test_the_port_is_taken() -> None:
             check_port(host, 0)
 
 
-def test_a_port_that_is_taken_on_one_address_of_a_host_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    with serving() as running:
-        hosts = ("127.0.0.2", "127.0.0.1")
-        both = [socket.getaddrinfo(host, running.port, type=socket.SOCK_STREAM)[0] for host in hosts]
-        with monkeypatch.context() as patched:
-            patched.setattr(socket, "getaddrinfo", lambda *_, **__: both)
-            with pytest.raises(HarnessError, match="port-taken"):
-                check_port("two", running.port)
-
-
 def test_more_clients_than_there_is_room_for_are_turned_away() -> None:
     with serving(max_clients=1) as running:
         first = Client(running.uri)
