@@ -24,6 +24,7 @@ import numpy as np
 
 from harness.evaluate.intervals import Ends, independent, newcombe, of_other_tasks, score, wilson
 from harness.evaluate.paired import Cells, newcombe_paired, tango
+from harness.evaluate.rates import counted
 from harness.evaluate.sequential import ALPHA, follow
 from harness.evaluate.verdict import decide
 
@@ -63,6 +64,17 @@ def _rate(rates: list[float], episodes: int) -> Draw:
     def draw(random: np.random.Generator) -> tuple[Ends, float]:
         k = random.binomial(episodes, rates).sum()
         return wilson(float(k), episodes * len(rates)), float(np.mean(rates))
+
+    return draw
+
+
+def _uneven(rates: list[float], episodes: list[int]) -> Draw:
+    """Wilson over tasks of these rates, of which each has its own number of episodes."""
+
+    def draw(random: np.random.Generator) -> tuple[Ends, float]:
+        counts = random.binomial(episodes, rates)
+        of_tasks = [[1.0] * k + [0.0] * (n - k) for k, n in zip(counts, episodes, strict=True)]
+        return wilson(*counted(of_tasks)), float(np.mean(rates))
 
     return draw
 
@@ -128,6 +140,16 @@ WORLDS = (
     World("a suite, 500 episodes, 98 %", _rate([0.98] * 10, 50)),
     World("a suite of uneven tasks", _rate(UNEVEN, 50)),
     World("four suites, 2,000 episodes, 96.85 %", _rate([0.9685] * 40, 50)),
+    World(
+        "uneven: nine tasks of 50 at 99 %, one of 5 at 50 %",
+        _uneven([0.99] * 9 + [0.5], [50] * 9 + [5]),
+        False,
+    ),
+    World(
+        "uneven: 35 tasks of 50 at 98 %, five of 10 at 90 %",
+        _uneven([0.98] * 35 + [0.9] * 5, [50] * 35 + [10] * 5),
+        False,
+    ),
     World("independent: 98.8 % against 96 %, 500 each", _independent(0.988, 500, 0.96, 500, independent)),
     World(
         "independent: 96.85 % against 95 %, 2,000 each", _independent(0.9685, 2000, 0.95, 2000, independent)

@@ -33,19 +33,21 @@ def test_saves_are_told_apart_by_pairs_although_their_own_intervals_overlap(
     assert first.loss.low < last.loss.high
     assert all(mark.told_apart for mark in found.marks[:-1])
     assert ("bootstrap" in found.interval) == (episodes >= FEW)
-    assert ("Student" in found.interval) == (episodes < FEW)
+    assert "Student" in found.interval
     assert "every other one on disk is worse" in found.answer
 
 
-@pytest.mark.parametrize("episodes", [4, 30])
-def test_saves_that_differ_by_noise_alone_cannot_be_told_apart(tmp_path: Path, episodes: int) -> None:
+@pytest.mark.parametrize(("episodes", "saves"), [(4, 3), (10, 20), (25, 20)])
+def test_saves_that_differ_by_noise_alone_are_told_apart_in_at_most_5_percent(
+    tmp_path: Path, episodes: int, saves: int
+) -> None:
     told = 0
     for seed in range(20):
-        lines = falling(episodes, 3, fall=0.0, noise=0.5, seed=seed)
-        found = choose(run_of(tmp_path / f"{seed}", lines, [10, 20, 30]))
+        lines = falling(episodes, saves, fall=0.0, noise=0.5, seed=seed)
+        found = choose(run_of(tmp_path / f"{seed}", lines, [10 * (i + 1) for i in range(saves)]))
         told += any(mark.told_apart for mark in found.marks)
-    # The best of several is compared with the others, which makes 5 % a little more.
-    assert told <= 4
+    # More than 3 of 20 has a probability of 1.6 % where each has 5 %. These seeds do not change.
+    assert told <= 3
 
 
 def test_the_same_files_give_the_same_choice_byte_for_byte(tmp_path: Path) -> None:
@@ -164,8 +166,8 @@ def test_the_quantiles_are_those_of_the_table(freedom: int, level: float, value:
     assert student_quantile(freedom, level) == pytest.approx(value, abs=6e-4)
 
 
-@pytest.mark.parametrize("episodes", [6, 40])
+@pytest.mark.parametrize("episodes", [6, 20, 40])
 def test_intervals_hold_the_true_mean_as_often_as_they_say(episodes: int) -> None:
     values = np.random.RandomState(1).standard_normal((episodes, 2_000))
     held = sum(each.low < 0 < each.high for each in intervals(values))  # type: ignore[operator]
-    assert 0.92 <= held / 2_000 <= 0.97
+    assert 0.94 <= held / 2_000 <= 0.96

@@ -117,3 +117,10 @@ def test_intervals_hold_the_truth_as_often_as_they_say(world: coverage.World) ->
     runs = 100 if world in coverage.SLOW else 1000
     held = coverage.held(world, runs, seed=1)
     assert held / runs >= 0.94 - 3 * (0.94 * 0.06 / runs) ** 0.5
+
+
+def test_tasks_of_few_episodes_among_many_make_the_interval_no_shorter_than_they_allow() -> None:
+    """By the number of episodes alone it held the truth in 72 and in 87 % of the cases."""
+    uneven = [world for world in coverage.WORLDS if world.name.startswith("uneven")]
+    assert len(uneven) == 2
+    assert all(coverage.held(world, 1000, seed=0) >= 890 for world in uneven)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import msgpack
@@ -10,7 +11,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 
 from harness.errors import HarnessError
-from harness.serve.access import Key, check_open, is_loopback, read_key
+from harness.serve.access import Key, check_open, check_port, is_loopback, read_key
 from harness.serve.client import Client
 from harness.serve.record import Recorder
 from harness.serve.wire import unpack
@@ -123,11 +124,14 @@ def test_what_was_asked_and_answered_is_recorded_without_the_key(tmp_path: Path)
 def test_a_recording_ends_at_its_limit_and_counts_earlier_ones(tmp_path: Path) -> None:
     (tmp_path / "record-old.msgpack").write_bytes(b"x" * 1000)
     recorder = Recorder(tmp_path, limit_bytes=1500)
-    for _ in range(10):
-        recorder.add(1, b"x" * 100, b"y")
+    told = [recorder.add(1, b"x" * 100, b"y") for _ in range(10)]
     recorder.close()
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 1500
-    assert "recording stopped" in recorder.summary()
+    # It is told once, and counts what is in the file.
+    assert [each for each in told if each] == [recorder.full]
+    kept = len(list(msgpack.Unpacker(recorder.path.open("rb"))))
+    assert 0 < kept == told.index(recorder.full)
+    assert f": {kept} requests; then recording stopped" in recorder.summary()
     (tmp_path / "file").write_text("")
     with pytest.raises(HarnessError) as caught:
         Recorder(tmp_path / "file")
@@ -145,3 +149,13 @@ def test_a_key_that_this_user_may_not_read_is_kept(tmp_path: Path, monkeypatch: 
         read_key(tmp_path / "a key")
     assert "chmod u+rwX" in caught.value.fix
     assert "token_urlsafe" not in caught.value.fix
+
+
+def test_a_port_that_is_taken_on_one_address_of_a_host_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving() as running:
+        hosts = ("127.0.0.2", "127.0.0.1")
+        both = [socket.getaddrinfo(host, running.port, type=socket.SOCK_STREAM)[0] for host in hosts]
+        with monkeypatch.context() as patched:
+            patched.setattr(socket, "getaddrinfo", lambda *_, **__: both)
+            with pytest.raises(HarnessError, match="port-taken"):
+                check_port("two", running.port)

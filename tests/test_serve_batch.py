@@ -64,6 +64,19 @@ def test_prompts_of_different_buckets_are_never_in_one_batch() -> None:
     batcher.close()
 
 
+def test_requests_with_other_cameras_are_never_in_one_batch() -> None:
+    """A row without a camera is not one with a black picture."""
+    engine = Held(batches=(4,))
+    batcher = Batcher(engine, host_noise(10, 32), lambda: 4)
+    ones = [asked(n) for n in range(4)]
+    ones[1:3] = [one._replace(images={"base_0_rgb": one.images["base_0_rgb"]}) for one in ones[1:3]]
+    futures = [batcher.submit(one, n) for n, one in enumerate(ones)]
+    engine.go.set()
+    for n, (one, future) in enumerate(zip(ones, futures, strict=True)):
+        np.testing.assert_array_equal(future.result(20).actions, alone(one, n))
+    batcher.close()
+
+
 def test_a_lone_client_does_not_wait_for_others() -> None:
     batcher = Batcher(RowEngine(tiny(), batches=(8,)), host_noise(10, 32), lambda: 1)
     one = asked(0)

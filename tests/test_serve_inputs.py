@@ -127,6 +127,15 @@ def test_alohas_map_of_pictures_is_taken_as_openpis_example_client_sends_it(tmp_
         np.testing.assert_array_equal(asked.images[camera], images[name].transpose(1, 2, 0))
     assert len(asked.images) == 3
     assert reader.actions(np.zeros((50, 32), np.float32), asked).shape == (50, 14)
+    # A wrist without a camera is not seen, as in openpi's AlohaInputs. A picture under a wrong name is told.
+    for lost in ({"cam_right_wrist"}, {"cam_left_wrist", "cam_right_wrist"}):
+        fewer = {name: picture for name, picture in images.items() if name not in lost}
+        asked = reader.read({"state": np.ones(14), "images": fewer, "prompt": "do something"})
+        assert len(asked.images) == 3 - len(lost)
+        with pytest.raises(HarnessError, match=r"lacks the camera (left|right)_wrist_0_rgb"):
+            reader.read({"state": np.ones(14), "images": fewer | {"cam_right": images["cam_high"]}})
+    with pytest.raises(HarnessError, match="lacks the camera base_0_rgb"):
+        reader.read({"state": np.ones(14), "images": {"cam_left_wrist": images["cam_high"]}})
 
 
 def test_pictures_of_any_size_are_resized_with_padding() -> None:

@@ -293,8 +293,9 @@ def test_the_port_is_taken() -> None:
     assert caught.value.code == "port-taken"
     check_port("127.0.0.1", 0)
     check_port("localhost", 0)
-    with pytest.raises(HarnessError):
-        check_port("192.0.2.1", 0)
+    for host in ("192.0.2.1", "two..dots", "x" * 64):
+        with pytest.raises(HarnessError):
+            check_port(host, 0)
 
 
 def test_more_clients_than_there_is_room_for_are_turned_away() -> None:
@@ -312,7 +313,7 @@ def test_more_clients_than_there_is_room_for_are_turned_away() -> None:
         assert Client(running.uri).infer(libero())["actions"].shape == (10, 7)
 
 
-def test_metrics_are_prometheus_text_and_other_paths_are_not_there() -> None:
+def test_metrics_are_prometheus_text_and_clients_come_under_any_path() -> None:
     with serving() as running:
         client = Client(running.uri)
         client.infer(libero())
@@ -324,6 +325,8 @@ def test_metrics_are_prometheus_text_and_other_paths_are_not_there() -> None:
         names = {line.split("{")[0].split(" ")[0] for line in text.splitlines() if not line.startswith("#")}
         assert all(name.startswith("harness_serve_") for name in names)
         assert get(running, "/other")[0] == 404
+        # A proxy passes on the path under which it is reached; openpi's server takes any.
+        assert Client(f"{running.uri}/robots/7").infer(libero())["actions"].shape == (10, 7)
 
 
 def test_a_prompt_that_is_cut_is_counted_and_told_once() -> None:

@@ -5,6 +5,7 @@ Every save was measured on the same frames with the same noise, so two saves are
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -204,8 +205,9 @@ def _marks(measured: _Measured, on_disk: set[int], best: int | None) -> list[Mar
     losses, shares = intervals(measured.losses, LEVEL), intervals(measured.shares, LEVEL)
     worse: list[Interval | None] = [None] * len(lines)
     if best is not None and len(lines) > 1:
-        # All comparisons together are wrong in at most 5 % of the cases (Bonferroni).
-        level = 1 - (1 - LEVEL) / (len(lines) - 1)
+        # All comparisons together are wrong in at most 5 % of the cases (Bonferroni). The best is known only
+        # from the same episodes, so every pair of saves might have been the one that is compared.
+        level = 1 - (1 - LEVEL) / math.comb(len(lines), 2)
         with np.errstate(over="ignore", invalid="ignore"):
             differences = intervals(values - values[:, [best]], level)
         worse = [None if i == best else each for i, each in enumerate(differences)]

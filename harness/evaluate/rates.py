@@ -69,7 +69,8 @@ class Counted(NamedTuple):
     """A rate as successes of a number of episodes, with which every interval is computed.
 
     The rate is the mean over tasks, each with its mean over scenes. `episodes` is the number of scenes if
-    each task has as many, and fewer if they are uneven: T² / Σ 1/n of a task.
+    each task has as many, and fewer if they are uneven: T² / Σ 1/n of a task, or what leaves the mean as much
+    variance as the tasks' own rates give it, if that is fewer. A task of few scenes may be the uncertain one.
     """
 
     successes: float
@@ -90,7 +91,12 @@ def counted(by_task: Iterable[Iterable[float]]) -> Counted:
     if len(sizes) == 1:
         return Counted(float(sum(map(sum, tasks))), float(sum(map(len, tasks))))
     mean = sum(sum(rates) / len(rates) for rates in tasks) / len(tasks)
-    episodes = len(tasks) ** 2 / sum(1 / len(rates) for rates in tasks)
+    even = len(tasks) ** 2 / sum(1 / len(rates) for rates in tasks)
+    # A success and a failure are added to each: a task of which two of two succeeded is not certain.
+    smooth = [(sum(rates) + 1) / (len(rates) + 2) for rates in tasks]
+    variance = sum(p * (1 - p) / len(rates) for p, rates in zip(smooth, tasks, strict=True)) / len(tasks) ** 2
+    whole = sum(smooth) / len(smooth)
+    episodes = min(even, whole * (1 - whole) / variance)
     return Counted(mean * episodes, episodes)
 
 

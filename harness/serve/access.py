@@ -105,28 +105,32 @@ def check_open(host: str, key: Key | None, *, without_key: bool) -> None:
 
 
 def check_port(host: str, port: int) -> None:
-    """Checks that the port can be listened on now, before minutes are spent on the weights.
+    """Checks that each address of the host can be listened on, before minutes are spent on the weights.
 
     Raises: HarnessError "port-taken".
     """
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, protocol, _, address = found[0]
-        with socket.socket(family, kind, protocol) as tried:
-            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            tried.bind(address)
-            # Two sockets may be bound to one address; only one of them listens.
-            tried.listen(1)
-    except OSError as error:
+        for family, kind, protocol, _, address in socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            with socket.socket(family, kind, protocol) as tried:
+                tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    tried.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                tried.bind(address)
+                # Two sockets may be bound to one address; only one of them listens.
+                tried.listen(1)
+    except (OSError, ValueError) as error:
+        # A name of which no host can be, such as one with two dots in a row, is a ValueError.
         raise port_taken(host, port, error) from error
 
 
-def port_taken(host: str, port: int, error: OSError) -> HarnessError:
+def port_taken(host: str, port: int, error: OSError | ValueError) -> HarnessError:
     """The refusal of an address that cannot be listened on."""
     return HarnessError(
         "port-taken",
         f"cannot listen on {host} port {port}",
-        got=error.strerror or str(error),
+        got=getattr(error, "strerror", None) or str(error),
         need="an address of this machine and a free port",
         fix="--port 8001, or --host 127.0.0.1",
     )

@@ -1,8 +1,8 @@
 """The thread that computes: requests of several clients in one batch, each row as if it were alone.
 
-All rows of a batch have prompts of one bucket, and either all of them go on from a previous chunk or none
-does. A batch is filled up to a compiled size. With one compiled
-size a request therefore meets the same program whoever else is served, and its actions are the same bits.
+All rows of a batch have prompts of one bucket and the same cameras, and either all of them go on from a
+previous chunk or none does. A batch is filled up to a compiled size. With one compiled size a request
+therefore meets the same program whoever else is served, and its actions are the same bits.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class _Job(NamedTuple):
     future: Future[Sampled]
 
     @property
-    def program(self) -> tuple[int, bool]:
+    def program(self) -> tuple[int, bool, frozenset[str]]:
         """What requests of one batch have in common."""
-        return len(self.asked.tokens), self.asked.previous is not None
+        return len(self.asked.tokens), self.asked.previous is not None, frozenset(self.asked.images)
 
 
 class Batcher:

@@ -50,6 +50,7 @@ def metadata_of(
                 "height": size,
                 "width": size,
                 "channels": 3,
+                "needed": camera not in reader.optional,
                 "other_sizes": "resized with padding, as in training",
             }
             for camera in reader.cameras

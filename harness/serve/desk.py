@@ -47,6 +47,10 @@ class Desk:
         asked = self._reader.read(unpack(frame))
         return Decoded(asked, time.perf_counter() - began)
 
+    def lacking(self, asked: Asked) -> set[str]:
+        """The cameras of the recipe that the request came without."""
+        return self._reader.cameras.keys() - asked.images.keys()
+
     def reply(
         self, asked: Asked, seed: int, sampled: Sampled, serve_s: float, previous_s: float | None
     ) -> bytes:

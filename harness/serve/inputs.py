@@ -40,10 +40,11 @@ _A_SLIP = 0.8
 class Asked(NamedTuple):
     """What one request asks.
 
-    `images`: camera of the model → uint8 [S, S, 3]. `tokens` int32 [T], `token_mask` bool [T]. `state` is in
-    the dataset's units, float32; None if it was not sent. `seed` is None if the server chooses it. `previous`
-    is the chunk to go on from; None if there is none, or nothing of it counts. `prompt_length` is the number
-    of tokens of the whole prompt, which may be more than T.
+    `images`: camera of the model → uint8 [S, S, 3]; one that the request may lack, and lacks, is an absent
+    key. `tokens` int32 [T], `token_mask` bool [T]. `state` is in the dataset's units, float32; None if it was
+    not sent. `seed` is None if the server chooses it. `previous` is the chunk to go on from; None if there is
+    none, or nothing of it counts. `prompt_length` is the number of tokens of the whole prompt, which may be
+    more than T.
     """
 
     images: dict[str, np.ndarray]
@@ -90,6 +91,11 @@ class Reader:
         self._plain_tokens = functools.lru_cache(_KEPT_PROMPTS)(self._encoded)
 
     @property
+    def optional(self) -> set[str]:
+        """The cameras that a request may lack. The model then does not see them."""
+        return self._names.optional
+
+    @property
     def needs_prompt(self) -> bool:
         """Whether a request without a prompt is refused."""
         return self.recipe.data.prompt is None and self.recipe.data.default_prompt is None
@@ -120,10 +126,9 @@ class Reader:
             )
         found = self._names.flat(observation)
         self._refuse_slips(found)
-        images = {
-            camera: picture(*self._of(found, names, f"the camera {camera}"), self.recipe.model.image_size)
-            for camera, names in self.cameras.items()
-        }
+        seen = {camera: self._camera(camera, found) for camera in self.cameras}
+        size = self.recipe.model.image_size
+        images = {camera: picture(*sent, size) for camera, sent in seen.items() if sent is not None}
         state = self._state(found)
         tokens, mask, length = self._tokens(self._prompt(found), state)
         seed, previous = _seed(found.get(SEED)), self._previous(found, state)
@@ -144,11 +149,15 @@ class Reader:
             )
         return actions
 
-    def _of(self, found: Mapping[str, tuple[str, Any]], names: list[str], what: str) -> tuple[str, Any]:
+    def _camera(self, camera: str, found: Mapping[str, tuple[str, Any]]) -> tuple[str, Any] | None:
+        """The name and value of a camera's picture. None if the request lacks one that it may lack."""
+        names = self.cameras[camera]
         for name in names:
             if self._names.key(name) in found:
                 return found[self._names.key(name)]
-        raise _missing(what, found, names[0])
+        if self._names.may_lack(camera, found):
+            return None
+        raise _missing(f"the camera {camera}", found, names[0])
 
     def _state(self, found: Mapping[str, tuple[str, Any]]) -> np.ndarray | None:
         key = self._names.key

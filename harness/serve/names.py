@@ -24,6 +24,9 @@ OPENPI_CAMERAS: dict[str, tuple[str, ...]] = {
     "left_wrist_0_rgb": ("observation/wrist_image", "observation/wrist_image_left", "images/cam_left_wrist"),
     "right_wrist_0_rgb": ("images/cam_right_wrist",),
 }
+# The pictures of an ALOHA that openpi's server takes, the wrists' apart. Without one of a wrist it masks it.
+_ALOHA_WRISTS = {"images/cam_left_wrist", "images/cam_right_wrist"}
+_ALOHA_OTHERS = {"images/cam_high", "images/cam_low"}
 # openpi's names of a state: LIBERO and ALOHA in one, DROID in two parts that follow each other.
 OPENPI_STATES = (("observation/state",), ("observation/joint_position", "observation/gripper_position"))
 _DEEPEST, _PREFIX = 4, "observation/"
@@ -45,7 +48,8 @@ class Names:
 
     `cameras`: camera of the model, in the model's order → the names under which its picture is taken, the
     dataset's own first. openpi's name of one camera is not taken where the dataset calls another camera so.
-    `states`: the sets of names under which the state is taken, likewise; empty without a state.
+    `states`: the sets of names under which the state is taken, likewise; empty without a state. `optional`:
+    the cameras that a request may lack, an ALOHA's wrists, as openpi's server has it.
     """
 
     def __init__(self, data: Data) -> None:
@@ -59,6 +63,11 @@ class Names:
             others = {plain(name) for other, name in own.items() if other != camera}
             more = (*OPENPI_CAMERAS.get(camera, ()), camera, f"images/{camera}")
             self.cameras[camera] = [feature, *(n for n in more if n != feature and plain(n) not in others)]
+        self.optional = {
+            camera
+            for camera, feature in own.items()
+            if camera != CAMERAS[0] and (data.adapt is not None or plain(feature) in _ALOHA_WRISTS)
+        }
         states = [tuple(data.state_features), *OPENPI_STATES] if data.state_features else []
         self.states: list[tuple[str, ...]] = list(dict.fromkeys(states))
         known = [name for names in (*self.cameras.values(), *self.states) for name in names]
@@ -67,6 +76,11 @@ class Names:
     def key(self, name: str) -> str:
         """What `flat` finds a name by: the plain one; where two have the same plain one, the name itself."""
         return name if name in self._apart else plain(name)
+
+    def may_lack(self, camera: str, found: Mapping[str, tuple[str, Any]]) -> bool:
+        """Whether a request may lack this camera. Not if it has a picture that nobody reads: a wrong name."""
+        unread = (key for key in found.keys() - self.known - _ALOHA_OTHERS)
+        return camera in self.optional and not any(getattr(found[key][1], "ndim", 0) == 3 for key in unread)
 
     def flat(self, observation: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
         """`key` of each name → the client's own name and the value. Maps in maps are joined with slashes.

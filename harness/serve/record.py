@@ -52,29 +52,36 @@ class Recorder:
                 fix=f"--record ANOTHER, or mkdir -p {word(directory)} && chmod u+rwx {word(directory)}",
             ) from error
 
-    def add(self, connection: int, asked: bytes, answered: bytes | str) -> None:
-        """Appends a request. Once the limit is reached, or the disk is, nothing more is written."""
+    def add(self, connection: int, asked: bytes, answered: bytes | str) -> str | None:
+        """Appends a request. Once the limit is reached, or the disk is, nothing more is written.
+
+        Returns why, for the first request that is not written; else None.
+        """
         if self.full is not None:
-            return
-        self._number += 1
-        body = {"number": self._number, "time": time.time(), "connection": connection, "asked": asked}
+            return None
+        body = {"number": self._number + 1, "time": time.time(), "connection": connection, "asked": asked}
         body["refused" if isinstance(answered, str) else "answered"] = answered
         packed: bytes = msgpack.packb(body)
+        self.full = self._written(packed)
+        if self.full is None:
+            self._number += 1
+            self._bytes += len(packed)
+        return self.full
+
+    def _written(self, packed: bytes) -> str | None:
+        """Writes a map. Returns why not, if so."""
         if self._bytes + len(packed) > self._limit:
-            self.full = f"{format_bytes(self._limit)} are recorded in {self.path.parent}"
-            return
+            return f"{format_bytes(self._limit)} are recorded in {self.path.parent}"
         try:
             disk = os.statvfs(self.path.parent)
             if disk.f_bavail * disk.f_frsize < _LEAST_FREE_BYTES + len(packed):
-                self.full = f"less than {format_bytes(_LEAST_FREE_BYTES)} are free at {self.path.parent}"
-                return
+                return f"less than {format_bytes(_LEAST_FREE_BYTES)} are free at {self.path.parent}"
             rest = packed
             while rest:
                 rest = rest[self._file.write(rest) :]
         except OSError as error:
-            self.full = f"{self.path}: {error.strerror}"
-            return
-        self._bytes += len(packed)
+            return f"{self.path}: {error.strerror}"
+        return None
 
     def summary(self) -> str:
         """What is in the file, and why no more, if so."""

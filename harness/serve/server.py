@@ -79,6 +79,7 @@ class Server:
         self._busy: set[ServerConnection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._stop, self._hurry = asyncio.Event(), asyncio.Event()
+        self._lacking: set[str] = set()
         self.ended_by = "stop"
 
     def stop(self, why: str = "stop") -> None:
@@ -160,7 +161,8 @@ class Server:
             del response.headers["Content-Type"]
             response.headers["Content-Type"] = MEDIA_TYPE
             return response
-        if path not in _PATHS:
+        # A reverse proxy may pass on a path of its own: a client of the policy is let in under any.
+        if path not in _PATHS and not request.headers.get_all("Upgrade"):
             return connection.respond(http.HTTPStatus.NOT_FOUND, f"there is /, {HEALTH} and {METRICS}\n")
         if self._stop.is_set() or len(self._open) >= self._settings.max_clients:
             self._tally.denied(unauthorized=False)
@@ -221,11 +223,14 @@ class Server:
                     answer.sampled.rows,
                 )
             if self._recorder is not None and isinstance(frame, bytes):
-                await asyncio.get_running_loop().run_in_executor(
-                    self._writer, self._recorder.add, number, frame, answer.frame
-                )
+                await self._record(self._recorder, number, frame, answer.frame)
             self._busy.discard(connection)
         await connection.close(CloseCode.GOING_AWAY, "the server is ending")
+
+    async def _record(self, recorder: Recorder, number: int, asked: bytes, answered: bytes | str) -> None:
+        loop = asyncio.get_running_loop()
+        if why := await loop.run_in_executor(self._writer, recorder.add, number, asked, answered):
+            self._warn(f"recording has stopped, requests are answered as before: {why}")
 
     async def _answer(
         self,
@@ -242,6 +247,7 @@ class Server:
             decoded = await loop.run_in_executor(self._readers, self._desk.read, frame)
             if decoded.asked.is_cut and self._tally.cut():
                 self._warn(_cut(decoded.asked.prompt_length, len(decoded.asked.tokens)))
+            self._tell_lacking(self._desk.lacking(decoded.asked))
             # Without a seed of the client's own: the number of its request on this connection.
             seed = asked if decoded.asked.seed is None else decoded.asked.seed
             future = asyncio.wrap_future(self._desk.batcher.submit(decoded.asked, seed))
@@ -261,6 +267,15 @@ class Server:
         except Exception as error:
             self._tally.ended("failed")
             return _Answer(sentence(_unforeseen(error)))
+
+    def _tell_lacking(self, cameras: set[str]) -> None:
+        """Says once of each camera that a request came without its picture."""
+        for camera in sorted(cameras - self._lacking):
+            self._warn(
+                f"a request has no picture of {camera}: the model does not see that camera, as in openpi's"
+                " server"
+            )
+        self._lacking |= cameras
 
     async def _drain(self, listener: Listener) -> None:
         """Closes the port and every idle connection, and waits for those that are being answered."""
