@@ -1,12 +1,14 @@
 """harness analyse on synthetic runs whose truth is known, and on a log of a million lines.
 
-    python benchmarks/analyse.py [--runs 200] [--seed 0] [--lines 1000000] [--flat 0] [--wrong]
+    python benchmarks/analyse.py [--runs 200] [--seed 0] [--lines 1000000] [--flat 0] [--smoothed 0]
+        [--wrong]
 
 The confusion table has a row for each kind of run. A verdict is right when it is one that an honest reader of
 that log could give who does not know the truth: a flat run is never learning; a run that falls is learning,
 or inconclusive where the noise hides the fall even from a least-squares fit that knows the noise exactly (the
 oracle, whose z is below 6). --flat N adds N flat runs and prints how often they are called learning, against
-the stated rate.
+the stated rate. --smoothed N takes N flat curves of each length and kind of noise with memory. It prints in
+how many percent the test calls them falling, and in how many its interval holds the slope of zero.
 """
 
 from __future__ import annotations
@@ -203,6 +205,53 @@ def flat_rate(runs: int, seed: int) -> None:
     )
 
 
+def with_memory(rng: np.random.Generator, kind: str, count: int) -> np.ndarray:
+    """Flat noise as smoothed losses have it, of any size.
+
+    Kinds: "ar R" (autoregressive), "window W" (means of W points), "filling W" (the same, of fewer points at
+    the start), "ema B" (bias-corrected, as TensorBoard's), "ema from first B" (it starts at its first value).
+    """
+    name, _, number = kind.rpartition(" ")
+    value = float(number)
+    white = rng.standard_normal(count + 1000)
+    if name == "window":
+        sums = np.concatenate([[0.0], np.cumsum(white)])
+        return (sums[int(value) :] - sums[: -int(value)])[-count:]
+    if name == "filling":
+        sums, after = np.concatenate([[0.0], np.cumsum(white[:count])]), np.arange(1, count + 1)
+        before = np.maximum(0, after - int(value))
+        return (sums[after] - sums[before]) / (after - before)
+    out, last = np.empty(len(white)), 0.0 if name != "ema from first" else white[0] / (1 - value)
+    for i, one in enumerate(white):
+        last = value * last + one
+        out[i] = last
+    if name == "ar":
+        return out[-count:]
+    weights = 1.0 if name == "ema from first" else (1 - value ** np.arange(1, count + 1))
+    return out[:count] / weights
+
+
+def smoothed(runs: int, seed: int) -> None:
+    from harness.analyse.trend import ERROR_RATE, Test
+
+    kinds = ("ar 0.0", "ar 0.5", "ar 0.8", "ar 0.95", "ar 0.98", "window 20", "filling 20", "filling 1000000")
+    kinds += ("ema 0.9", "ema 0.98", "ema from first 0.9", "ema from first 0.99")
+    lengths = (12, 24, 60, 128, 400, 2000)
+    print(f"{'flat noise, by points':22}" + "".join(f"{length:>12,}" for length in lengths))
+    for at, kind in enumerate(kinds):
+        cells = []
+        for length in lengths:
+            rng = np.random.default_rng([seed, 2, at, length])
+            called = held = 0
+            for _ in range(runs):
+                noise = with_memory(rng, kind, length)
+                test = Test(np.arange(float(length)), 1 + 0.05 * noise / (noise.std() or 1.0))
+                slope, error, reach = test.line()
+                called, held = called + (test.p_fall() <= ERROR_RATE), held + (abs(slope) <= reach * error)
+            cells.append(f"{100 * called / runs:.1f} / {100 * held / runs:.0f}")
+        print(f"{kind:22}" + "".join(f"{cell:>12}" for cell in cells), flush=True)
+
+
 def speed(count: int) -> None:
     """The whole command in a process of its own, on a log of a million lines, plain and with a progress bar
     between the records.
@@ -241,6 +290,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--flat", type=int, default=0)
+    parser.add_argument("--smoothed", type=int, default=0)
     parser.add_argument("--lines", type=int, default=1_000_000)
     parser.add_argument(
         "--wrong", action="store_true", help="print every run whose verdict is not the best one"
@@ -250,6 +300,8 @@ def main() -> None:
         accuracy(options.runs, options.seed, options.wrong)
     if options.flat:
         flat_rate(options.flat, options.seed)
+    if options.smoothed:
+        smoothed(options.smoothed, options.seed)
     if options.lines:
         speed(options.lines)
 

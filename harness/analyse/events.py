@@ -23,6 +23,8 @@ MOST = 20
 NEAR, _NEIGHBOURS = 4.0, 5
 # A changepoint's least gap between two lines, in standard errors of that gap.
 JUMP = 5.5
+# The longest memory that windows of the curve can tell.
+_MOST_MEMORY = 0.97
 # A loss that ends at twice its best level, or above its first and at 1.5 times its best, has diverged if the
 # rise is certain. Below that it merely does not learn.
 DIVERGED_RATIO, ABOVE_START_RATIO, CERTAIN = 2.0, 1.5, 0.001
@@ -80,11 +82,12 @@ def jumps(steps: Floats, values: Floats) -> list[Jump]:
     windows = np.lib.stride_tricks.sliding_window_view(means, reach)
     before, after = windows[:-reach] @ weights, windows[reach:] @ weights[::-1]
     lines = np.stack([np.full(reach, 1 / np.sqrt(reach)), x / np.sqrt(x @ x)])
-    left = (windows**2).sum(axis=1) - ((windows @ lines.T) ** 2).sum(axis=1)
+    rest = windows - (windows @ lines.T) @ lines
+    left = (rest**2).sum(axis=1)
     variance = np.maximum((left[:-reach] + left[reach:]) / (2 * reach - 4), (1e-6 * np.abs(means).max()) ** 2)
     # The noise is at least half of its usual size: a stretch that is quiet by chance makes no changepoint.
     variance = np.maximum(variance, 0.5 * float(np.median(variance)))
-    error = np.sqrt(2 * variance * (weights @ weights))
+    error = np.sqrt(2 * variance * (weights @ weights) * _widened(rest))
     # A loss of zero everywhere has neither noise nor a changepoint.
     ratio = np.divide(after - before, error, out=np.zeros(len(error)), where=error > 0)
     found: list[Jump] = []
@@ -98,6 +101,21 @@ def jumps(steps: Floats, values: Floats) -> list[Jump]:
             )
         free[max(0, index - reach) : index + reach + 1] = False
     return sorted(found, key=lambda jump: jump.step)
+
+
+def _widened(rest: Floats) -> float:
+    """The variance of a mean of the noise, over that of independent noise. `rest` [W, N]: noise of windows.
+
+    A straight line was taken from each window, which biases its autocorrelation downwards.
+    """
+    squares, length = (rest**2).sum(axis=1), rest.shape[1]
+    products = (rest[:, 1:] * rest[:, :-1]).sum(axis=1)
+    known = squares > 0
+    if not known.any():
+        return 1.0
+    found = float(np.median(products[known] / squares[known]))
+    memory = min(max(0.0, (found * length + 2) / (length - 4)), _MOST_MEMORY)
+    return (1 + memory) / (1 - memory)
 
 
 def plateau(steps: Floats, values: Floats) -> int | None:

@@ -20,8 +20,8 @@ Floats = npt.NDArray[np.float64]
 
 FIRST_FEW = 10
 # The last of many noisy held-out losses lies above the lowest of them. Only a rise of more than so many
-# standard deviations is one. Fewer losses than the second number do not tell their noise.
-_RISE, _TELL_NOISE = 6.0, 8
+# standard deviations is one; flat noise rises so in at most 1 to 2 % of runs. Three losses never tell.
+_RISE, _RISE_OF_FEW = 6.0, {4: 10.5, 5: 7.7, 6: 6.9, 7: 6.3}
 # For a loss that is lost before any rate was applied: the causes to look at, likeliest first.
 NOT_THE_RATE = (
     "look at the weights (harness inspect CHECKPOINT --deep), the devices (the same run on one GPU), the data"
@@ -287,31 +287,41 @@ def about_loss(steps: Floats, losses: Floats, *, by_rate: bool) -> list[CurveFin
 
 
 def about_held_out(curve: HeldOut | None, lost: list[int]) -> list[CurveFinding]:
-    """A warning if the loss on held-out data rises from its lowest value, or is `lost`: not finite."""
+    """A warning if the loss on held-out data rises from its lowest value, or is `lost`: not finite.
+
+    A note if it seems to rise and has too few points to tell.
+    """
     if lost:
         text = f"the held-out loss is not finite at {_times_of(lost)}: those parameters are of no use"
         return [
             CurveFinding(severity="warning", code="held-out-not-finite", text=text, steps=lost[:FIRST_FEW])
         ]
-    if (
-        curve is None
-        or curve.points < 3
-        or curve.last - curve.lowest <= max(0.05 * curve.lowest, _RISE * _noise(curve))
-    ):
+    if curve is None or curve.points < 3 or curve.last - curve.lowest <= 0.05 * curve.lowest:
         return []
-    text = (
+    count = len(curve.loss)
+    ends = (
         f"the held-out loss was lowest at step {curve.lowest_at_step:,} ({curve.lowest:.4g}) and ends at"
-        f" {curve.last:.4g}: what is learned after that step helps on the training data only"
+        f" {curve.last:.4g}"
     )
-    return [CurveFinding(severity="warning", code="held-out-rises", text=text, steps=[curve.lowest_at_step])]
+    if count > 3 and curve.last - curve.lowest > _RISE_OF_FEW.get(count, _RISE) * _noise(curve):
+        text = f"{ends}: what is learned after that step helps on the training data only"
+        return [
+            CurveFinding(severity="warning", code="held-out-rises", text=text, steps=[curve.lowest_at_step])
+        ]
+    if count <= max(_RISE_OF_FEW):
+        text = f"{ends}: {count} points do not tell such a rise from noise"
+        return [
+            CurveFinding(severity="info", code="held-out-unsure", text=text, steps=[curve.lowest_at_step])
+        ]
+    return []
 
 
 def _noise(curve: HeldOut) -> float:
-    """The standard deviation of one held-out loss. 0 if so few were measured that they do not tell it."""
-    if len(curve.loss) < _TELL_NOISE:
-        return 0.0
+    """The standard deviation of one held-out loss."""
     # A smooth curve has small second differences. Those of noise have a variance of 6 times its own.
     bends = np.abs(np.diff(np.array(curve.loss), n=2))
+    if len(curve.loss) in _RISE_OF_FEW:
+        return float(np.sqrt((bends**2).mean() / 6))
     return 1.4826 * float(np.median(bends)) / math.sqrt(6)
 
 
