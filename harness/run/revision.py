@@ -30,25 +30,22 @@ def version(checkout: Path = _CHECKOUT) -> str:
         return _UNKNOWN
 
 
+def built_from() -> str | None:
+    """The commit that the image's build was told, with "-dirty" behind it where the source was changed."""
+    told = os.environ.get("HARNESS_COMMIT", "")
+    return told if told not in ("", _UNKNOWN) else None
+
+
 def commit(checkout: Path = _CHECKOUT) -> str | None:
     """The commit of the source, with "-dirty" behind it where the source was changed. None if unknown.
 
     The image's environment says it, else git.
     """
-    told = os.environ.get("HARNESS_COMMIT", "")
-    if told and told != _UNKNOWN:
+    if (told := built_from()) is not None:
         return told
     if (checkout / ".git").exists() and shutil.which("git") is not None:
-        command = [
-            "git",
-            "-C",
-            str(checkout),
-            "describe",
-            "--always",
-            "--dirty",
-            "--abbrev=40",
-            "--exclude=*",
-        ]
+        describe = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        command = ["git", "-C", str(checkout), *describe]
         done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
         if done.returncode == 0:
             return done.stdout.strip()

@@ -21,6 +21,7 @@ from harness.artifacts import Machine
 from harness.image.here import Here, claimed
 from harness.received.litter import is_litter
 from harness.run.directory import cache_root
+from harness.run.revision import built_from
 
 # The whole package, not this room of it.
 _PACKAGE = Path(harness.__file__).parent
@@ -202,8 +203,7 @@ def source_dirty(checkout: Path = _PACKAGE.parent) -> tuple[bool | None, str]:
 
     The answer comes from the build's environment, else from git.
     """
-    told = os.environ.get("HARNESS_COMMIT", "")
-    if told and told != "unknown":
+    if (told := built_from()) is not None:
         return told.endswith("-dirty"), ""
     if not (checkout / ".git").exists() or shutil.which("git") is None:
         return (
