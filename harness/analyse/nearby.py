@@ -8,10 +8,11 @@ from pathlib import Path
 
 from harness.analyse.forms import KNOWN
 from harness.received.text import word
+from harness.run.directory import METRICS
 
 # The kinds, best first: what holds a curve by itself, then what was printed. A `*` stands for any text.
 _KINDS = (
-    ("metrics.jsonl", "trainer_log.jsonl", "logs.json.txt"),
+    (METRICS, "trainer_log.jsonl", "logs.json.txt"),
     ("trainer_state.json",),
     ("*.wandb",),
     ("events.out.tfevents.*",),

@@ -22,7 +22,7 @@ _DEPTHS = ("*", "*/*", "*/*/*")
 # bytes are read, to recognize a pointer of Git LFS.
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 # What each process of DeepSpeed saves of one step.
-_DEEPSPEED = re.compile(r"(?:.*zero_pp_rank_|mp_rank_)\d+_.*(?:model|optim)_states\.pt\Z")
+_DEEPSPEED = re.compile(r"(?:\w{0,40}zero_pp_rank_|mp_rank_)\d{1,9}+_\w{0,80}(?:model|optim)_states\.pt\Z")
 # Writes a mapping `t` of arrays as Orbax's parameters. NumPy keeps bfloat16 as bytes without a type.
 _TO_ORBAX = (
     "import os, sys, ml_dtypes, numpy as np, flax, orbax.checkpoint as o; f, out = sys.argv[1:]; t = {load};"

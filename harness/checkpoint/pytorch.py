@@ -44,7 +44,7 @@ _UNPICKLE = (
     ' ts = [next((t[k] for k in ("state_dict", "model", "module") if k in t), t) for t in ts];'
     " save_file({k: v.clone().contiguous() for t in ts for k, v in t.items()}, out)"
 )
-_PICKLED_SHARD = re.compile(r".+-\d{5}-of-\d{5}\.bin\Z")
+_PICKLED_SHARD = re.compile(r"-\d{5}-of-\d{5}\.bin\Z")
 _POLICY, _STATE = "pretrained_model", "training_state"
 _MOST_FILES = 1000
 # Statistics of LeRobot's pipelines lie beside the weights. Source: lerobot src/lerobot/processor/pipeline.py
@@ -100,7 +100,7 @@ def _fix(found: Weights) -> str:
     if found.pickles:
         # What the trainers save: the tensors by name, or a mapping that has them under one of three keys.
         files = _files(found.path if found.path.is_dir() else found.path.parent)
-        shards = [file for file in files if _PICKLED_SHARD.match(file.name)]
+        shards = [file for file in files if _PICKLED_SHARD.search(file.name)]
         if found.path in files and found.path not in shards:
             files, shards = [found.path], []
         named = " ".join(map(word, shards or files)) if shards or len(files) == 1 else "FILE"
