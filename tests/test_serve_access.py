@@ -11,7 +11,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 
 from harness.errors import HarnessError
-from harness.serve.access import Key, check_open, check_port, is_loopback, read_key
+from harness.serve.access import Key, check_open, is_loopback, listenable, read_key
 from harness.serve.client import Client
 from harness.serve.record import Recorder
 from harness.serve.wire import unpack
@@ -158,4 +158,21 @@ def test_a_port_that_is_taken_on_one_address_of_a_host_is_taken(monkeypatch: pyt
         with monkeypatch.context() as patched:
             patched.setattr(socket, "getaddrinfo", lambda *_, **__: both)
             with pytest.raises(HarnessError, match="port-taken"):
-                check_port("two", running.port)
+                listenable("two", running.port)
+
+
+def test_an_address_of_a_host_that_this_machine_has_not_is_passed_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So is ::1, which `localhost` is called in a container without IPv6."""
+    hosts = ("192.0.2.1", "127.0.0.1")
+    found = [socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0] for host in hosts]
+    looked_up = socket.getaddrinfo
+    monkeypatch.setattr(
+        socket,
+        "getaddrinfo",
+        lambda host, *rest, **more: found if host == "two" else looked_up(host, *rest, **more),
+    )
+    assert listenable("two", 0) == ["127.0.0.1"]
+    with serving(host="two") as running:
+        assert running.port

@@ -19,7 +19,7 @@ from websockets.server import ServerProtocol
 from websockets.sync.client import connect
 
 from harness.errors import HarnessError
-from harness.serve.access import check_port
+from harness.serve.access import listenable
 from harness.serve.batch import stacked
 from harness.serve.client import Client
 from harness.serve.wire import FRAME_BYTES, pack, unpack
@@ -289,13 +289,13 @@ def test_the_port_is_taken() -> None:
         pass
     assert caught.value.code == "port-taken"
     with serving() as running, pytest.raises(HarnessError) as caught:
-        check_port("127.0.0.1", running.port)
+        listenable("127.0.0.1", running.port)
     assert caught.value.code == "port-taken"
-    check_port("127.0.0.1", 0)
-    check_port("localhost", 0)
+    listenable("127.0.0.1", 0)
+    listenable("localhost", 0)
     for host in ("192.0.2.1", "two..dots", "x" * 64):
         with pytest.raises(HarnessError):
-            check_port(host, 0)
+            listenable(host, 0)
 
 
 def test_more_clients_than_there_is_room_for_are_turned_away() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import hmac
 import ipaddress
 import socket
 from pathlib import Path
+from typing import Any
 
 from harness.errors import HarnessError
 from harness.received.denied import may_be_opened
@@ -104,25 +106,43 @@ def check_open(host: str, key: Key | None, *, without_key: bool) -> None:
         )
 
 
-def check_port(host: str, port: int) -> None:
-    """Checks that each address of the host can be listened on, before minutes are spent on the weights.
+def listenable(host: str, port: int) -> str | list[str]:
+    """The host if each of its addresses can be listened on, else those of them that are this machine's.
+
+    A name may have an address of a family that is switched off here: `localhost` is ::1 too in a container.
 
     Raises: HarnessError "port-taken".
     """
+    here: list[str] = []
+    absent: list[OSError] = []
     try:
         for family, kind, protocol, _, address in socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         ):
-            with socket.socket(family, kind, protocol) as tried:
-                tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if family == socket.AF_INET6:
-                    tried.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                tried.bind(address)
-                # Two sockets may be bound to one address; only one of them listens.
-                tried.listen(1)
+            try:
+                _listen_once(family, kind, protocol, address)
+            except OSError as error:
+                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    raise
+                absent.append(error)
+            else:
+                here.append(str(address[0]))
+        if not here:
+            raise absent[0]
     except (OSError, ValueError) as error:
         # A name of which no host can be, such as one with two dots in a row, is a ValueError.
         raise port_taken(host, port, error) from error
+    return here if absent else host
+
+
+def _listen_once(family: int, kind: int, protocol: int, address: tuple[Any, ...]) -> None:
+    with socket.socket(family, kind, protocol) as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            tried.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        tried.bind(address)
+        # Two sockets may be bound to one address; only one of them listens.
+        tried.listen(1)
 
 
 def port_taken(host: str, port: int, error: OSError | ValueError) -> HarnessError:

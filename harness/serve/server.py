@@ -24,7 +24,7 @@ from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 
 from harness.errors import HarnessError
-from harness.serve.access import Key, port_taken
+from harness.serve.access import Key, listenable, port_taken
 from harness.serve.batch import Sampled
 from harness.serve.desk import Desk, sentence
 from harness.serve.record import Recorder
@@ -120,7 +120,8 @@ class Server:
         try:
             return await serve(
                 self._client,
-                self._settings.host,
+                # asyncio takes several hosts; websockets declares one.
+                listenable(self._settings.host, self._settings.port),  # type: ignore[arg-type]
                 self._settings.port,
                 process_request=self._handshake,
                 # A browser names its page's origin: no page may talk to a robot behind its user's back.

@@ -125,7 +125,7 @@ def serve(
     from harness.checkpoint.locate import locate, recipe_of
     from harness.predict.predict import output_directory
     from harness.run.directory import RunDir
-    from harness.serve.access import check_open, check_port, read_key
+    from harness.serve.access import check_open, listenable, read_key
     from harness.serve.open import Wish, check_wish
     from harness.serve.server import Settings
     from harness.show.serving import serve_check_table, serving_table
@@ -147,7 +147,7 @@ def serve(
         raise typer.Exit(0 if found.verdict == "equal" else 1)
     if without_key:
         console.warn(f"everybody who reaches {host} port {port} may use this policy: --without-key")
-    check_port(host, port)
+    listenable(host, port)
     listen = Settings(host, port, key, max_clients)
     served = _served(located, own, wish, listen, record, device, console, named=dataset is not None)
     _write(directory, served, console)
