@@ -120,6 +120,8 @@ def _put_in(
 ) -> tuple[str, ...]:
     """Puts the columns that the file lacks into `numbers`, and gives their names."""
     lacking = tuple(name for name in spare if name not in numbers)
+    if not lacking:
+        return ()
     frames = [np.arange(episode.length) for episode in episodes]
     firsts = np.repeat(
         [episode.number or 0 for episode in episodes], [episode.length for episode in episodes]
